@@ -1,0 +1,1 @@
+"""Training of residual networks on small images, driven by configuration."""

@@ -1,0 +1,175 @@
+"""Config to objects: one short function a group. Nothing here knows the loop or the run directory."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_train import optim, schedule
+from resnet_train.config import (
+    AdamWConfig,
+    CifarResNetConfig,
+    Config,
+    ConstantConfig,
+    CosineConfig,
+    DatasetConfig,
+    LinearConfig,
+    ModelConfig,
+    MultiStepConfig,
+    OptimConfig,
+    ResNetConfig,
+    ScheduleConfig,
+    SGDConfig,
+)
+from resnet_train.data import Dataset, EvalData, Split, TrainData
+from resnet_train.engine import StepOptions
+from resnet_train.errors import ConfigError
+from resnet_train.resnet import CifarResNet, ResNet
+from resnet_train.schedule import Rate, to_steps
+from resnet_train.seeding import seed_everything
+from resnet_train.state import TrainState
+
+EVAL_BATCH_SIZE = 500  # divides 10,000; large enough for a GPU, small enough for any memory
+
+
+def build_device(name: str) -> torch.device:
+    """The device that ``auto`` or a name means; raises `ConfigError` where this machine lacks it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda"):
+        available = torch.cuda.device_count()
+        index = int(name.partition(":")[2] or 0)
+        if index >= available:
+            raise ConfigError(
+                f"device: expected one of this machine's {available} CUDA devices, got {name}; "
+                f"try device={'cuda:' + str(available - 1) if available else 'cpu'}"
+            )
+        return torch.device("cuda", index)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: expected a device of this machine, got mps, which it lacks; try device=cpu")
+    return torch.device(name)
+
+
+def build_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; ``auto`` takes bf16 where the hardware multiplies it faster than fp32."""
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"precision: fp16 needs a CUDA device, got {device.type}; try precision=bf16 or precision=fp32"
+        )
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for bf16 products (AVX512-BF16 or AMX); elsewhere bf16 is emulated."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def build_model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
+    """The network on the CPU in channels_last, its weights drawn from the seed alone."""
+    shared: dict[str, Any] = {
+        "depth": config.depth,
+        "num_classes": num_classes,
+        "shortcut": config.shortcut,
+        "residual": config.residual,
+        "width": config.width,
+        "preactivation": config.preactivation,
+        "dropout": config.dropout,
+        "activation": config.activation,
+        "conv_bias": config.conv_bias,
+        "init": config.init,
+        "zero_init_residual": config.zero_init_residual,
+    }
+    seed_everything(seed, "init")
+    model: nn.Module
+    match config:
+        case CifarResNetConfig():
+            model = CifarResNet(**shared)
+        case ResNetConfig():
+            model = ResNet(**shared, stem=config.stem)  # type: ignore[arg-type]  # checked in config.py
+        case _:
+            raise TypeError(f"no network for {type(config).__name__}")
+    return model.to(memory_format=torch.channels_last)
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of ``model``, on the device where they are."""
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay, "decay_norm_and_bias": config.decay_norm_and_bias}
+    match config:
+        case SGDConfig():
+            return optim.sgd(model, momentum=config.momentum, nesterov=config.nesterov, **shared)  # type: ignore[arg-type]
+        case AdamWConfig():
+            return optim.adamw(model, beta1=config.beta1, beta2=config.beta2, eps=config.eps, **shared)  # type: ignore[arg-type]
+        case _:
+            raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def build_schedule(config: ScheduleConfig, *, lr: float, total_steps: int, steps_per_epoch: Fraction) -> Rate:
+    """The learning rate as a function of the step."""
+    warmup_steps = to_steps(config.warmup, steps_per_epoch)
+    rate: Rate
+    match config:
+        case CosineConfig():
+            rate = schedule.cosine(lr, total_steps=total_steps, warmup_steps=warmup_steps, final_lr=config.final_lr)
+        case LinearConfig():
+            rate = schedule.linear(lr, total_steps=total_steps, warmup_steps=warmup_steps, final_lr=config.final_lr)
+        case MultiStepConfig():
+            milestones = [to_steps(milestone, steps_per_epoch) for milestone in config.milestones]
+            rate = schedule.multistep(lr, milestones=milestones, gamma=config.gamma)
+        case ConstantConfig():
+            rate = schedule.constant(lr)
+        case _:
+            raise TypeError(f"no schedule for {type(config).__name__}")
+    return schedule.with_warmup(
+        rate,
+        lr,
+        warmup_steps=warmup_steps,
+        start=config.warmup_start,
+        shape=config.warmup_shape,  # type: ignore[arg-type]  # checked in config.py
+    )
+
+
+def build_state(config: Config, *, num_classes: int, device: torch.device, precision: str) -> TrainState:
+    """Model, optimizer and the rest, on the device, before the first update."""
+    model = build_model(config.model, num_classes=num_classes, seed=config.seed).to(device)
+    average = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None
+    scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=precision == "fp16")
+    return TrainState(model, build_optimizer(config.optim, model), scaler, average)
+
+
+def build_step_options(config: Config, precision: str) -> StepOptions:
+    """What one update does."""
+    return StepOptions(
+        precision=precision,
+        accumulate=config.accumulate,
+        label_smoothing=config.label_smoothing,
+        clip_grad_norm=config.clip_grad_norm,
+        ema_decay=config.ema_decay,
+    )
+
+
+def build_train_data(config: Config, dataset: Dataset, device: torch.device) -> TrainData:
+    """The endless stream of training batches."""
+    return TrainData(
+        dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.dataset.augment,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        num_classes=len(dataset.classes),
+        device=device,
+    )
+
+
+def build_eval_data(config: DatasetConfig, split: Split, device: torch.device) -> EvalData:
+    """Every image of a split, once."""
+    return EvalData(split, batch_size=EVAL_BATCH_SIZE, mean=config.mean, std=config.std, device=device)

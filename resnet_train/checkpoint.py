@@ -1,0 +1,185 @@
+"""Checkpoints that are whole or not there: atomic writes, a checksum in each file, strict loads, retention.
+
+A checkpoint is what ``torch.save`` writes, a ZIP archive, whose comment field holds the SHA-256 of all that stands
+before it. So ``torch.load(path, weights_only=True)`` reads it as it is, and `read` finds any flipped bit first (ZIP's
+own checksums leave its headers out, and torch does not look at them). Contents are tensors and plain types only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_train.errors import ConfigError, RunError
+
+FORMAT = 1
+_END = struct.pack("<I", 0x06054B50)  # signature of the ZIP record that ends an archive
+_END_LENGTH = 22  # bytes of that record up to the comment; its last two bytes are the comment's length
+_PREFIX = b"sha256:"
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(Exception):
+    """The file is not what was once written; the message says why."""
+
+
+def seal(payload: bytes) -> bytes:
+    """Append the checksum of a ZIP archive without comment to it, as its comment."""
+    start = len(payload) - _END_LENGTH
+    assert payload[start : start + 4] == _END and payload[-2:] == b"\0\0", "expected a ZIP archive without a comment"
+    length = len(_PREFIX) + 64
+    body = payload[:-2] + struct.pack("<H", length)
+    return body + _PREFIX + hashlib.sha256(body).hexdigest().encode()
+
+
+def unseal(sealed: bytes) -> bytes:
+    """Check the checksum that `seal` appended and return the bytes unchanged; raises `DamagedCheckpoint`."""
+    length = len(_PREFIX) + 64
+    body, comment = sealed[:-length], sealed[-length:]
+    if not comment.startswith(_PREFIX):
+        raise DamagedCheckpoint("it does not end in a checksum: truncated, or not one of our checkpoints")
+    if comment[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
+        raise DamagedCheckpoint("its checksum does not fit its content")
+    return sealed
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` to ``path`` so that at every moment there is the old file or the new one, whole and on disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(seal(buffer.getvalue()))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; raises `DamagedCheckpoint`, also for files that hold code or another format."""
+    try:
+        sealed = unseal(path.read_bytes())
+        content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise DamagedCheckpoint(str(error).splitlines()[0]) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise DamagedCheckpoint(f"its format is {found!r}, expected {FORMAT}")
+    return content
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step-<updates>.pt``, and ``last.pt`` and ``best.pt``, which are links to them."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, content: dict[str, Any], *, step: int, best: bool = False) -> Path:
+        """Write the checkpoint of ``step`` updates, then let the oldest go; raises `RunError` if it cannot."""
+        path = self.folder / f"step-{step:08d}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(path, content)
+            _link(path, self.folder / "last.pt")
+            if best:
+                _link(path, self.folder / "best.pt")
+            for old in self._numbered()[self.keep :]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the checkpoint {path}: {error.strerror or error}; the checkpoints before it are whole. "
+                f"Free the disk or make it writable, then resume"
+            ) from error
+        return path
+
+    def exist(self) -> bool:
+        """Whether there is any checkpoint, whole or not."""
+        return bool(self._candidates())
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint with the most updates that is whole; None where there is none at all.
+
+        A damaged one is named in the log and the one before it is taken; raises `ConfigError` if none is left.
+        """
+        candidates = self._candidates()
+        damage = []
+        for path in candidates:
+            try:
+                content = read(path)
+            except DamagedCheckpoint as error:
+                damage.append(f"{path.name}: {error}")
+                logger.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)
+                continue
+            return path, content
+        if damage:
+            raise ConfigError(
+                f"no whole checkpoint in {self.folder}: {'; '.join(damage)}. Provide one of them from a backup, or "
+                f"start a new run"
+            )
+        return None
+
+    def best(self) -> dict[str, Any]:
+        """The checkpoint that was best on the validation split; raises `ConfigError` where it is missing or damaged."""
+        path = self.folder / "best.pt"
+        try:
+            return read(path)
+        except DamagedCheckpoint as error:
+            raise ConfigError(f"cannot read the best checkpoint {path}: {error}; restore it and resume") from error
+
+    def _numbered(self) -> list[Path]:
+        """Checkpoints with a number, newest first, by number: 10 is newer than 9."""
+        found = [
+            (int(match[1]), path)
+            for path in self.folder.glob("step-*.pt")
+            if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))
+        ]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _candidates(self) -> list[Path]:
+        numbered = self._numbered()
+        links = [path for name in ("last.pt", "best.pt") if (path := self.folder / name).exists()]
+        # Where links are hard links, these are the same files again: a damaged one is not worth a second look.
+        seen = [path.stat() for path in numbered]
+        return numbered + [path for path in links if not any(os.path.samestat(path.stat(), other) for other in seen)]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` another name of ``source``, atomically; a copy where the file system has no hard links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the system lets folders be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,11 @@
+"""The two ways in which a run ends badly, each with one exit code; the message is the one line that the user reads."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot be done: exit code 2. Says what was expected, what was given, and what mends it."""
+
+
+class RunError(RuntimeError):
+    """The run started and failed: exit code 1."""

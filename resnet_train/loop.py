@@ -1,0 +1,424 @@
+"""The training loop: batch, step, log, evaluate, save; and what stands before its first and after its last update."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import shlex
+import time
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_train import build, environment
+from resnet_train.checkpoint import FORMAT, Checkpoints
+from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
+from resnet_train.console import Progress, count, duration, header, progress_bar
+from resnet_train.data import EvalData, TrainData, load
+from resnet_train.engine import StepOptions, evaluate, train_step
+from resnet_train.errors import ConfigError
+from resnet_train.interrupt import Interrupted, Interrupts
+from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
+from resnet_train.resnet import multiply_adds, num_parameters
+from resnet_train.resume import check_same_run
+from resnet_train.schedule import Rate, due
+from resnet_train.seeding import seed_everything, set_deterministic
+from resnet_train.state import TrainState
+from resnet_train.summary import Score, Summary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Clock:
+    """Seconds of a run over all its sessions; training time leaves evaluation, checkpoints and start-up out."""
+
+    train_seconds: float = 0.0
+    images: int = 0  # trained on in train_seconds
+    earlier_seconds: float = 0.0  # whole sessions before this one
+    sessions: int = 1
+    _begun: float = field(default_factory=time.perf_counter)
+    _running_since: float | None = None
+
+    @property
+    def total_seconds(self) -> float:
+        """Since the run's beginning, without the time between sessions."""
+        return self.earlier_seconds + time.perf_counter() - self._begun
+
+    def start(self) -> None:
+        """Begin to count training time."""
+        self._running_since = time.perf_counter()
+
+    def stop(self, images: int) -> None:
+        """Add the time since `start`, in which ``images`` were trained on."""
+        assert self._running_since is not None
+        self.train_seconds += time.perf_counter() - self._running_since
+        self.images += images
+        self._running_since = None
+
+    def speed(self, since: tuple[float, int] = (0.0, 0)) -> float:
+        """Images per second of training time, since an earlier ``(train_seconds, images)``."""
+        seconds, images = since
+        return (self.images - images) / max(self.train_seconds - seconds, 1e-9)
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What the next session has to know."""
+        return {
+            "train_seconds": self.train_seconds,
+            "images": self.images,
+            "earlier_seconds": self.total_seconds,
+            "sessions": self.sessions + 1,
+        }
+
+
+@dataclass
+class Run:
+    """What a run is made of, built and ready."""
+
+    config: Config
+    directory: Path
+    command: str
+    device: torch.device
+    precision: str
+    state: TrainState
+    train_data: TrainData
+    eval_data: dict[str, EvalData]  # split: its images
+    classes: tuple[str, ...]
+    rate: Rate
+    options: StepOptions
+    total_steps: int
+    steps_per_epoch: Fraction
+    clock: Clock
+    checkpoints: Checkpoints
+    table: MetricsTable
+    tensorboard: TensorBoard
+    facts: dict[str, Any]  # for the summary: what does not change while the run trains
+
+    @property
+    def watched(self) -> str:
+        """The split that is evaluated while the run trains; test only where nothing is chosen by it."""
+        return "val" if "val" in self.eval_data else "test"
+
+
+def train(config: Config, directory: Path, *, command: str) -> Summary:
+    """Train to the end, or until a signal asks to stop; going on from the newest checkpoint in ``directory``.
+
+    Raises `ConfigError` for what does not fit data, device or an earlier session, `RunError` for a run that failed,
+    and `Interrupted` after a signal, with everything saved.
+    """
+    run = prepare(config, directory, command=command)
+    status = "failed"
+    try:
+        signum = fit(run)
+        if signum is not None:
+            status = "interrupted"
+            summarise(run, status).write(directory)
+            logger.info(
+                "interrupted after %s of %s updates; everything is saved. Go on with: resnet-train resume=%s",
+                count(run.state.step),
+                count(run.total_steps),
+                shlex.quote(str(directory)),
+            )
+            raise Interrupted(signum)
+        score_best(run)
+        status = "finished"
+        summary = summarise(run, status)
+        summary.write(directory)
+        return summary
+    except Exception as error:
+        summarise(run, status, error=str(error)).write(directory)
+        raise
+    finally:
+        run.tensorboard.close(status)
+
+
+def prepare(config: Config, directory: Path, *, command: str) -> Run:
+    """Build everything, take up the newest checkpoint if there is one, and say what will run."""
+    clock = Clock()
+    device = build.build_device(config.device)
+    precision = build.build_precision(config.precision, device)
+    set_deterministic(config.deterministic)
+    dataset = load(config.dataset, seed=config.seed)
+    check_lengths(config, len(dataset.train))
+    per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))
+    state = build.build_state(config, num_classes=len(dataset.classes), device=device, precision=precision)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep)
+    resumed = restore(config, directory, checkpoints, state, clock, precision)
+    if state.step > total:
+        raise ConfigError(
+            f"the run in {directory} has made {state.step} updates already, expected at most the {total} that are "
+            f"asked for; give it more epochs, or start a new run"
+        )
+    splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
+    run = Run(
+        config=config,
+        directory=directory,
+        command=command,
+        device=device,
+        precision=precision,
+        state=state,
+        train_data=build.build_train_data(config, dataset, device),
+        eval_data={name: build.build_eval_data(config.dataset, split, device) for name, split in splits.items()},
+        classes=dataset.classes,
+        rate=build.build_schedule(config.schedule, lr=config.optim.lr, total_steps=total, steps_per_epoch=per_epoch),
+        options=build.build_step_options(config, precision),
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        clock=clock,
+        checkpoints=checkpoints,
+        table=MetricsTable(directory / "metrics.csv", from_step=state.step),
+        # With all updates made and the run not finished, the last step's numbers are written once more below.
+        tensorboard=TensorBoard(
+            directory,
+            config,
+            from_step=min(state.step, total - 1),
+            metrics=tuple(f"accuracy/{split}" for split in splits),
+        ),
+        facts={
+            "model": config.model.name,
+            "parameters": num_parameters(state.model),
+            "multiply_adds": multiply_adds(state.model, dataset.image_size),
+            "dataset": config.dataset.name,
+            "images": {"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
+            "device": str(device),
+            "hardware": environment.hardware(device),
+            "versions": environment.versions(),
+            "git_commit": environment.git_commit(),
+        },
+    )
+    describe(run, image_size=dataset.image_size)
+    if state.step == total:
+        run.tensorboard.write(total, run.table.row)
+    if not resumed:
+        images, _ = run.train_data.batch(0)
+        run.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
+        save(run)
+    return run
+
+
+def restore(
+    config: Config, directory: Path, checkpoints: Checkpoints, state: TrainState, clock: Clock, precision: str
+) -> bool:
+    """Take up the newest whole checkpoint, strictly; False where there is none and the run begins."""
+    found = checkpoints.newest()
+    if found is None:
+        return False
+    path, content = found
+    for change in check_same_run(content["config"], config, directory):
+        logger.info("changed for the rest of this run: %s", change)
+    if content["precision"] != precision:
+        raise ConfigError(
+            f"precision: the run in {directory} was trained in {content['precision']}, this would go on in "
+            f"{precision} ({config.precision}); add precision={content['precision']}"
+        )
+    try:
+        state.load_state_dict(content["state"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the checkpoint {path} is of another network or optimizer: {' '.join(str(error).split())[:300]}"
+        ) from error
+    clock.__dict__.update(content["clock"])
+    logger.info("resuming from %s: %s updates are done", path, count(state.step))
+    return True
+
+
+def fit(run: Run) -> int | None:
+    """Make the updates that are left; returns the signal that asked to stop, or None after the last update."""
+    config, state, clock = run.config, run.state, run.clock
+    metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
+    logged = (clock.train_seconds, clock.images)  # at the last log, for the throughput since then
+    with Interrupts() as interrupts, progress_bar(done=state.step, total=run.total_steps) as progress:
+        clock.start()
+        unread = 0  # updates since the last synchronisation
+        for step in range(state.step, run.total_steps):
+            images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
+            if config.model.dropout:
+                seed_everything(config.seed, "dropout", step)
+            metrics.add(train_step(state, images, labels, lr=run.rate(step), options=run.options))
+            progress.advance()
+            unread += 1
+
+            done, last = state.step, state.step == run.total_steps
+            log_due = done % config.log_every == 0 or last
+            epoch_due = due(done, 1, run.steps_per_epoch) or last
+            eval_due = due(done, config.eval_every, run.steps_per_epoch) or last
+            save_due = due(done, config.checkpoint.every, run.steps_per_epoch) or last
+            stop = interrupts.signum
+            if not (log_due or epoch_due or eval_due or save_due or stop or watching(run, progress)):
+                continue
+            metrics.read(done)  # the only synchronisation with the device; raises if a loss is not finite
+            clock.stop(unread * config.batch_size)
+            unread = 0
+            row: Row = {"epoch": float(done / run.steps_per_epoch), "lr": run.rate(step)}
+            speed = clock.speed(since=logged)
+            loss, accuracy = metrics.peek()
+            progress.show(loss=loss, accuracy=accuracy, lr=row["lr"], images_per_second=speed)
+            if log_due:
+                row["loss/train"], row["accuracy/train"] = metrics.end_window()
+                row["gradient_norm"] = metrics.grad_norm()
+                logged = (clock.train_seconds, clock.images)
+            epoch = metrics.end_epoch() if epoch_due else None
+            is_best = False
+            if eval_due:
+                score = evaluate_split(run, run.watched)
+                is_best = record(run, run.watched, score)
+                row |= {f"loss/{run.watched}": score.loss, f"accuracy/{run.watched}": score.accuracy}
+            if log_due or eval_due:
+                run.table.write(done, row)
+                run.tensorboard.write(done, row | ({"throughput/images_per_second": speed} if log_due else {}))
+            if epoch_due or eval_due:
+                log_line(run, epoch, row, speed)
+            if save_due or stop or (is_best and run.watched == "val"):
+                save(run, best=is_best and run.watched == "val")
+            if stop:
+                return stop
+            clock.start()
+    return None
+
+
+def watching(run: Run, progress: Progress) -> bool:
+    """Whether to read the metrics now for the progress bar: only on the CPU, where reading costs nothing."""
+    return progress.visible and run.device.type == "cpu"
+
+
+def evaluate_split(run: Run, split: str) -> Score:
+    """Score the current weights, or their moving average, on every image of a split."""
+    result = evaluate(run.state.eval_model, run.eval_data[split], precision=run.precision)
+    return Score(
+        loss=result.loss,
+        accuracy=result.accuracy,
+        error=1 - result.accuracy,
+        correct=result.correct,
+        count=result.count,
+        step=run.state.step,
+    )
+
+
+def record(run: Run, split: str, score: Score) -> bool:
+    """Keep ``score`` as the last of its split, and as the best if it is that; the earlier of two equal ones stays."""
+    run.state.last[split] = score
+    best = run.state.best.get(split)
+    if best is None or score.accuracy > best.accuracy:
+        run.state.best[split] = score
+        return True
+    return False
+
+
+def score_best(run: Run) -> None:
+    """With a validation split: score the weights that were best on it, once, on the test split."""
+    if run.watched == "test":
+        return
+    chosen = copy.deepcopy(run.state.eval_model)
+    saved = run.checkpoints.best()["state"]
+    chosen.load_state_dict(saved["model"] if saved["ema"] is None else saved["ema"])
+    result = evaluate(chosen, run.eval_data["test"], precision=run.precision)
+    score = Score(
+        loss=result.loss,
+        accuracy=result.accuracy,
+        error=1 - result.accuracy,
+        correct=result.correct,
+        count=result.count,
+        step=saved["step"],
+    )
+    record(run, "test", score)
+    row: Row = {"loss/test": score.loss, "accuracy/test": score.accuracy}
+    run.table.write(run.total_steps, row)
+    run.tensorboard.write(run.total_steps, row)
+
+
+def save(run: Run, *, best: bool = False) -> None:
+    """Write a checkpoint of this very moment."""
+    content = {
+        "format": FORMAT,
+        "state": run.state.state_dict(),
+        "config": asdict(run.config),
+        "precision": run.precision,
+        "device": str(run.device),
+        "classes": list(run.classes),
+        "versions": run.facts["versions"],
+        "clock": run.clock.state_dict(),
+    }
+    run.checkpoints.save(content, step=run.state.step, best=best)
+
+
+def describe(run: Run, *, image_size: int) -> None:
+    """Log the header."""
+    config, facts, images = run.config, run.facts, run.facts["images"]
+    splits = ", ".join(f"{count(number)} {split}" for split, number in images.items())
+    length = f"{count(run.total_steps)} updates of {config.batch_size} images"
+    header(
+        [
+            (
+                "model",
+                f"{config.model.name}: {count(facts['parameters'])} parameters, "
+                f"{facts['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
+            ),
+            (
+                "data",
+                f"{config.dataset.name}: {splits} images of {image_size}x{image_size}, {len(run.classes)} classes",
+            ),
+            ("device", f"{facts['device']} ({facts['hardware']}), {run.precision}"),
+            ("length", f"{length}, {epochs(run)} epochs, seed {config.seed}"),
+            ("directory", str(run.directory)),
+        ]
+    )
+
+
+def epochs(run: Run) -> str:
+    """The length of the run in epochs, as it was asked for."""
+    asked = run.config.epochs
+    return str(asked) if asked is not None else f"{float(run.total_steps / run.steps_per_epoch):.4g}"
+
+
+def log_line(run: Run, epoch: tuple[float, float] | None, row: Row, speed: float) -> None:
+    """Log one line: where the run is, and how it does; ``epoch`` is the training loss and accuracy of a whole one."""
+    done, split = run.state.step, run.watched
+    whole = due(done, 1, run.steps_per_epoch)
+    at = str(math.floor(done / run.steps_per_epoch)) if whole else f"{row['epoch']:.4g}"
+    parts = [f"epoch {at}/{epochs(run)}", f"update {count(done)}"]
+    if epoch:
+        parts.append(f"train loss {epoch[0]:.4f} accuracy {100 * epoch[1]:.2f} %")
+    if f"loss/{split}" in row:
+        parts.append(f"{split} loss {row[f'loss/{split}']:.4f} accuracy {100 * row[f'accuracy/{split}']:.2f} %")
+    parts += [f"lr {row['lr']:.4g}", f"{speed:,.0f} images/s", duration(run.clock.total_seconds)]
+    logger.info("%s", ", ".join(parts))
+
+
+def summarise(run: Run, status: str, *, error: str | None = None) -> Summary:
+    """Gather what the run came to."""
+    state, clock, test = run.state, run.clock, run.state.last.get("test")
+    best_val = state.best.get("val")
+    if run.watched == "val":
+        rule = "of the weights that were best on the validation split"
+        rule += f" (after {best_val.step} updates), scored once" if best_val else ""
+    else:
+        rule = f"after the last of {run.total_steps} updates"
+    finished = status == "finished" and test is not None
+    return Summary(
+        status=status,
+        name=run.config.name,
+        directory=str(run.directory),
+        result_split="test",
+        result_rule=rule,
+        result=test.accuracy if finished and test else None,
+        objective=(best_val or test).accuracy if finished and (best_val or test) else None,  # type: ignore[union-attr]
+        last=state.last,
+        best=state.best,
+        steps=state.step,
+        total_steps=run.total_steps,
+        epochs=float(state.step / run.steps_per_epoch),
+        train_seconds=clock.train_seconds,
+        total_seconds=clock.total_seconds,
+        images_per_second=clock.speed() if clock.images else 0.0,
+        peak_memory_bytes=environment.peak_memory_bytes(run.device),
+        precision=run.precision,
+        seed=run.config.seed,
+        command=run.command,
+        sessions=clock.sessions,
+        error=error,
+        **run.facts,
+    )

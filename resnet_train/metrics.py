@@ -1,0 +1,204 @@
+"""Where the numbers of a run go: ``metrics.csv`` and TensorBoard, both indexed by completed updates."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, create_summary_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from resnet_train.config import Config
+from resnet_train.engine import StepOutput
+from resnet_train.errors import RunError
+from resnet_train.resume import flatten
+from resnet_train.state import Progress
+
+Row = dict[str, float]
+# Columns of metrics.csv. Nothing that depends on the clock is among them: two runs of one configuration on one machine
+# write the same file, to the byte. What does depend on it (throughput) goes to TensorBoard alone.
+COLUMNS = (
+    "epoch",
+    "lr",
+    "loss/train",
+    "accuracy/train",
+    "gradient_norm",
+    "loss/val",
+    "accuracy/val",
+    "loss/test",
+    "accuracy/test",
+)
+
+_DIVERGED = (
+    "training has diverged. Start again with a smaller optim.lr, a warm-up (schedule.warmup=5) or clip_grad_norm=1; "
+    "the last checkpoint is from before it"
+)
+
+
+class TrainMetrics:
+    """Loss and accuracy of the updates, kept on the device until somebody reads them, all in one synchronisation."""
+
+    def __init__(self, progress: Progress, *, skips_overflow: bool = False) -> None:
+        """Go on from ``progress``; with ``skips_overflow`` a gradient that overflows is no error, but no update."""
+        self.progress = progress
+        self._skips_overflow = skips_overflow
+        self._pending: list[StepOutput] = []
+        self._grad_norm = math.nan
+
+    def add(self, output: StepOutput) -> None:
+        """Take the results of one update, without reading them."""
+        self._pending.append(output)
+
+    def read(self, step: int) -> None:
+        """Read what is pending, the last of it from update number ``step``.
+
+        Raises `RunError` that names the first update whose loss is not a finite number, or the last one if its
+        gradient is not. So whoever saves after this saves weights that are finite.
+        """
+        if not self._pending:
+            return
+        pairs = torch.stack([torch.stack((output.loss, output.accuracy)) for output in self._pending]).tolist()
+        self._grad_norm = self._pending[-1].grad_norm.item()
+        first = step - len(pairs) + 1
+        self._pending.clear()
+        for number, (loss, _) in enumerate(pairs, start=first):
+            if not math.isfinite(loss):
+                raise RunError(f"the loss is {loss} at update {number}: {_DIVERGED}")
+        if not math.isfinite(self._grad_norm) and not self._skips_overflow:
+            raise RunError(f"the gradient's norm is {self._grad_norm} at update {step}: {_DIVERGED}")
+        self.progress.window += pairs
+        self.progress.epoch += pairs
+
+    def grad_norm(self) -> float:
+        """Norm of the gradient in the last update that was read, before clipping."""
+        return self._grad_norm
+
+    def peek(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last log, which goes on."""
+        return _means(self.progress.window)
+
+    def end_window(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last log; begins the next window."""
+        return _means(_take(self.progress.window))
+
+    def end_epoch(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last end of an epoch; begins the next epoch."""
+        return _means(_take(self.progress.epoch))
+
+
+def _take(pairs: list[list[float]]) -> list[list[float]]:
+    taken = pairs[:]
+    pairs.clear()
+    return taken
+
+
+def _means(pairs: list[list[float]]) -> tuple[float, float]:
+    loss, accuracy = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return loss, accuracy
+
+
+class MetricsTable:
+    """``metrics.csv``: one row for each step at which something was measured, empty cells for what was not."""
+
+    def __init__(self, path: Path, *, from_step: int) -> None:
+        """Open the table of a run that has ``from_step`` completed updates; rows from after that are taken out."""
+        self.path = path
+        self.step = -1  # of the last row
+        self.row: Row = {}  # the last row
+        rows = [",".join(("step", *COLUMNS))]
+        if path.exists():
+            with open(path, newline="") as file:
+                for cells in list(csv.reader(file))[1:]:
+                    if len(cells) == len(COLUMNS) + 1 and cells[0].isdigit() and int(cells[0]) <= from_step:
+                        rows.append(",".join(cells))
+                        self.step = int(cells[0])
+                        self.row = {key: float(cell) for key, cell in zip(COLUMNS, cells[1:], strict=True) if cell}
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(f"{row}\n" for row in rows))
+        os.replace(temporary, path)
+        self._last_row_at = path.stat().st_size - (len(rows[-1]) + 1)
+
+    def write(self, step: int, row: Row) -> None:
+        """Append a row, or complete the last one if it is of the same step; keys not among `COLUMNS` are left out."""
+        with open(self.path, "r+b") as file:
+            if step == self.step:
+                row = self.row | row
+                file.seek(self._last_row_at)
+            else:
+                self._last_row_at = file.seek(0, os.SEEK_END)
+            cells = (f"{row[column]:.9g}" if column in row else "" for column in COLUMNS)
+            file.write(",".join((str(step), *cells)).encode() + b"\n")
+        self.step, self.row = step, row
+
+
+class TensorBoard:
+    """Event files of one run. A resumed run purges what was written after the step it goes on from."""
+
+    def __init__(self, directory: Path, config: Config, *, from_step: int, metrics: tuple[str, ...]) -> None:
+        """Open a file for a run that has ``from_step`` completed updates; ``metrics`` are the tags that rank runs."""
+        # Also the first writer has to name a purge step, or readers would show the steps of later ones twice.
+        self._writer = SummaryWriter(str(directory), purge_step=from_step + 1 if from_step else 0)
+        # Experiment and session start, in this very file, so that the HParams tab shows a run while it trains.
+        experiment, start, _ = hparams_summaries(hparams(config), dict.fromkeys(metrics, 0.0))
+        self._add_summary(experiment)
+        self._add_summary(start)
+        if not from_step:
+            lines = (f"    {key}: {value}" for key, value in flatten(asdict(config)).items())
+            self._writer.add_text("config", "\n".join(lines), 0)
+        self._writer.flush()
+
+    def write(self, step: int, row: Row) -> None:
+        """Write each number of ``row`` under its name, at ``step`` completed updates."""
+        for tag, value in row.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+
+    def write_images(self, images: Tensor, *, mean: list[float], std: list[float]) -> None:
+        """Show up to 64 normalised training images ``(B, 3, H, W)`` as a grid, as the network sees them."""
+        pixels = images[:64].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+        self._writer.add_image("augmented training images", image_grid(pixels.clamp(0, 1)), 0)
+
+    def close(self, status: str) -> None:
+        """Write what is buffered; ``finished`` and ``failed`` end the session in the HParams tab."""
+        codes = {"finished": Status.STATUS_SUCCESS, "failed": Status.STATUS_FAILURE}
+        if status in codes:
+            end = SessionEndInfo(status=codes[status], end_time_secs=time.time())
+            value = Summary.Value(
+                tag=SESSION_END_INFO_TAG,
+                metadata=create_summary_metadata(HParamsPluginData(session_end_info=end)),
+            )
+            self._add_summary(Summary(value=[value]))
+        self._writer.close()
+
+    def _add_summary(self, summary: Summary) -> None:
+        self._writer._get_file_writer().add_summary(summary, 0)
+
+
+def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
+    """Images ``(N, 3, H, W)`` in rows of ``columns``: ``(3, height, width)``, with a black gap between them."""
+    count, _, height, width = images.shape
+    rows = math.ceil(count / columns)
+    grid = torch.zeros(3, rows * (height + gap) + gap, columns * (width + gap) + gap)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap) + gap, index % columns * (width + gap) + gap
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def hparams(config: Config) -> dict[str, float | str]:
+    """The configuration as the flat numbers and words that the HParams tab takes; unset values are left out."""
+    return {
+        key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
+        for key, value in flatten(asdict(config)).items()
+        if value is not None and key not in ("dataset.root", "dataset.mirrors", "dataset.cache", "resume")
+    }

@@ -1,0 +1,113 @@
+"""The run directory: made once, shared by no two runs, with its configuration and a log of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from resnet_train.config import Config
+from resnet_train.errors import ConfigError
+
+LOG = "train.log"
+CONFIG = "config.yaml"
+
+_package_logger = logging.getLogger("resnet_train")
+
+
+def create(wanted: Path) -> Path:
+    """Make ``wanted``, or, if it exists, the first of ``wanted-2``, ``wanted-3``, ... that does not; absolute.
+
+    Two runs that start in the same second get two directories: making a directory succeeds for one of them only.
+    Raises `ConfigError` where it cannot be made.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            try:
+                path.mkdir()
+                return path.absolute()
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the run directory {wanted}: {error.strerror or error}; choose another with "
+            f"hydra.run.dir=FOLDER, or make it writable"
+        ) from error
+
+
+@contextmanager
+def log_file(directory: Path) -> Iterator[None]:
+    """Write the package's log, with times, to ``train.log`` too; an exception leaves its traceback there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(directory / LOG, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
+            f"hydra.run.dir=FOLDER, or make it writable"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = _package_logger.level
+    _package_logger.addHandler(handler)
+    _package_logger.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception as error:
+        record = _package_logger.makeRecord(
+            _package_logger.name, logging.ERROR, __file__, 0, f"failed: {error}\n{traceback.format_exc()}", (), None
+        )
+        handler.handle(record)  # to the file only: the console gets one line, from whoever catches this
+        raise
+    finally:
+        _package_logger.removeHandler(handler)
+        _package_logger.setLevel(level)
+        handler.close()
+
+
+def write_config(config: Config, directory: Path) -> None:
+    """Write the resolved configuration as ``config.yaml``, atomically."""
+    temporary = directory / f".{CONFIG}.tmp"
+    temporary.write_text(OmegaConf.to_yaml(asdict(config)))
+    os.replace(temporary, directory / CONFIG)
+
+
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """The configuration of the run in ``directory``, plain; None where none was started there.
+
+    Raises `ConfigError` where ``config.yaml`` is not what `write_config` wrote.
+    """
+    path = directory / CONFIG
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; restore it") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is damaged: expected the keys of a configuration, got {type(plain).__name__}")
+    return plain
+
+
+def check_writable(directory: Path) -> None:
+    """Raise `ConfigError` where ``directory`` cannot be made or written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
+            f"hydra.run.dir=FOLDER, or make it writable"
+        ) from error

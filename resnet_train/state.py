@@ -1,0 +1,67 @@
+"""Everything that training changes, in one object."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_train.summary import Score
+
+
+@dataclass
+class Progress:
+    """Training metrics that were read from the device but do not fill their interval yet."""
+
+    window: list[list[float]] = field(default_factory=list)  # [loss, accuracy] of each update since the last log
+    epoch: list[list[float]] = field(default_factory=list)  # the same since the last end of an epoch
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer, loss scaler, moving average, scores, and the one counter: completed updates.
+
+    Wrapped models (compiled, distributed) never enter it, so its keys are the network's own.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: nn.Module | None
+    step: int = 0
+    last: dict[str, Score] = field(default_factory=dict)  # split: its newest evaluation
+    best: dict[str, Score] = field(default_factory=dict)  # split: its best evaluation
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The network that is evaluated: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types only, so that a checkpoint loads with ``weights_only=True``."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "step": self.step,
+            "last": {split: asdict(score) for split, score in self.last.items()},
+            "best": {split: asdict(score) for split, score in self.best.items()},
+            "progress": copy.deepcopy(vars(self.progress)),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; raises ``RuntimeError`` where names or shapes differ."""
+        self.model.load_state_dict(saved["model"], strict=True)
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"], strict=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step = saved["step"]
+        self.last = {split: Score(**score) for split, score in saved["last"].items()}
+        self.best = {split: Score(**score) for split, score in saved["best"].items()}
+        self.progress = Progress(**copy.deepcopy(saved["progress"]))

@@ -1,0 +1,102 @@
+"""What a run comes to: ``summary.json`` in its directory, the lines that end it, and the table that ends a sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILE = "summary.json"
+
+
+@dataclass
+class Score:
+    """One evaluation of one split."""
+
+    loss: float
+    accuracy: float  # in [0, 1]
+    error: float  # 1 - accuracy
+    correct: int
+    count: int
+    step: int  # completed updates when it was measured
+
+
+@dataclass
+class Summary:
+    """Everything about a run that is worth a table, in plain types."""
+
+    status: str  # finished, interrupted, failed
+    name: str
+    directory: str
+    result_split: str  # the split that `result` speaks of: test
+    result_rule: str  # in words, how the scored weights were chosen
+    result: float | None  # accuracy in [0, 1], on result_split
+    objective: float | None  # what sweepers maximise: accuracy on val where there is a validation split, else result
+    last: dict[str, Score] = field(default_factory=dict)  # split: its last evaluation
+    best: dict[str, Score] = field(default_factory=dict)  # split: its best one, which is a result only for val
+    model: str = ""
+    parameters: int = 0
+    multiply_adds: int = 0
+    dataset: str = ""
+    images: dict[str, int] = field(default_factory=dict)  # split: number of images
+    steps: int = 0  # completed updates
+    total_steps: int = 0
+    epochs: float = 0.0
+    train_seconds: float = 0.0  # in updates, over all sessions of the run
+    total_seconds: float = 0.0  # with evaluation, checkpoints and start-up
+    images_per_second: float = 0.0  # in updates
+    peak_memory_bytes: int = 0  # of the device on CUDA, of the process elsewhere
+    device: str = ""
+    hardware: str = ""
+    precision: str = ""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None  # of the project's source; with "+changes" where it was modified
+    command: str = ""
+    sessions: int = 1  # 1 + number of times that the run was resumed
+    error: str | None = None  # the message that ended a failed run
+
+    def write(self, directory: Path) -> None:
+        """Write ``summary.json`` atomically."""
+        temporary = directory / f".{FILE}.tmp"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(temporary, directory / FILE)
+
+    def sentence(self) -> str:
+        """The result in one line."""
+        if self.result is None:
+            return f"{self.status} after {self.steps} of {self.total_steps} updates, without a result"
+        score = self.last[self.result_split]
+        return (
+            f"{self.result_split} accuracy {100 * score.accuracy:.2f} % ({score.correct} of {score.count} images, "
+            f"error {100 * score.error:.2f} %), {self.result_rule}"
+        )
+
+
+def read(directory: Path) -> Summary | None:
+    """The summary in ``directory``; None where there is none yet or it is damaged."""
+    try:
+        plain = json.loads((directory / FILE).read_text())
+        for key in ("last", "best"):
+            plain[key] = {split: Score(**score) for split, score in plain[key].items()}
+        return Summary(**plain)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def sweep_table(directories: Sequence[Path], overrides: Sequence[str]) -> str:
+    """A table of jobs and their results, one line a job."""
+    rows = [("job", "overrides", "status", "result", "train s")]
+    for directory, words in zip(directories, overrides, strict=True):
+        summary = read(directory)
+        if summary is None:
+            rows.append((directory.name, words, "not run", "", ""))
+            continue
+        result = "" if summary.result is None else f"{summary.result_split} {100 * summary.result:.2f} %"
+        rows.append((directory.name, words, summary.status, result, f"{summary.train_seconds:.0f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
