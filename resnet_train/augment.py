@@ -65,9 +65,9 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
 
 
-def box(centre: Tensor, length: Tensor | int, size: int) -> Tensor:
+def box(centre: Tensor, length: int, size: int) -> Tensor:
     """``(B, size)`` bool: positions within ``length`` pixels around ``centre`` ``(B,)``, clipped at the border."""
-    start = centre - torch.as_tensor(length, device=centre.device) // 2
+    start = centre - length // 2
     position = torch.arange(size, device=centre.device)
     return (position >= start[:, None]) & (position < (start + length)[:, None])
 

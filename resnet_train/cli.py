@@ -240,6 +240,11 @@ def _run(request: Request) -> int:
         saved = parse(invocation.flags)
         request.config_name, request.config_dir = saved.config_name, saved.config_dir
         given = merge_overrides(invocation.overrides, given)
+        if asked and not any(directory.glob("checkpoints/*.pt")):
+            raise ConfigError(
+                f"resume: expected a checkpoint in {directory}/checkpoints, found none; restore one from a backup, or "
+                f"begin again in the same place with hydra.run.dir={directory}"
+            )
     words = [word for word in given if key_of(word) != "hydra.run.dir"]
     config, hydra_node = compose_config(request, given)
     if hydra_node.mode == RunMode.MULTIRUN:

@@ -406,6 +406,11 @@ def check_schedule(schedule: ScheduleConfig, lr: float) -> None:
     _duration("schedule.warmup", schedule.warmup)
     _number("schedule.warmup_start", schedule.warmup_start, at_least=0, at_most=1)
     _choice("schedule.warmup_shape", schedule.warmup_shape, ("linear", "constant"))
+    if schedule.warmup_shape == "constant" and schedule.warmup_start == 0 and parse_duration(schedule.warmup)[0] > 0:
+        raise ConfigError(
+            "schedule.warmup_start: expected more than 0 with warmup_shape=constant, got 0, at which nothing is "
+            "learnt; try schedule.warmup_start=0.1"
+        )
     match schedule:
         case CosineConfig() | LinearConfig():
             _number("schedule.final_lr", schedule.final_lr, at_least=0)
@@ -414,7 +419,7 @@ def check_schedule(schedule: ScheduleConfig, lr: float) -> None:
         case MultiStepConfig():
             _number("schedule.gamma", schedule.gamma, above=0)
             for index, milestone in enumerate(schedule.milestones):
-                _duration(f"schedule.milestones[{index}]", milestone)
+                _duration(f"schedule.milestones[{index}]", milestone, positive=True)
 
 
 def check_top_level(config: Config) -> None:
@@ -444,7 +449,7 @@ def check_top_level(config: Config) -> None:
         _number("clip_grad_norm", config.clip_grad_norm, above=0)
     if config.ema_decay is not None:
         _number("ema_decay", config.ema_decay, above=0, below=1)
-    _number("seed", config.seed, at_least=0, below=2**63)
+    _number("seed", config.seed, at_least=0)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ConfigError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
     _choice("precision", config.precision, ("auto", "fp32", "bf16", "fp16"))

@@ -40,7 +40,8 @@ class Progress:
 @contextmanager
 def progress_bar(*, done: int, total: int) -> Iterator[Progress]:
     """A bar from ``done`` to ``total`` updates on stderr if that is a terminal; log lines appear above it."""
-    form = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} updates, {remaining} left, {postfix}"
+    # tqdm begins the postfix with a comma
+    form = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} updates, {remaining} left{postfix}"
     bar: tqdm[Any] = tqdm(total=total, initial=done, disable=None, dynamic_ncols=True, leave=False, bar_format=form)
     with bar:
         if bar.disable:

@@ -18,7 +18,8 @@ def hardware(device: torch.device) -> str:
     """The name of the GPU, or of the processor with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _processor() -> str:

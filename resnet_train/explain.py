@@ -111,7 +111,7 @@ def natural(name: str) -> tuple[str, int]:
 
 
 def _explain_composition(error: ConfigCompositionException) -> str:
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__  # the latter where a YAML file is at fault
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         key = str(cause.full_key)
         if key.startswith("hydra."):

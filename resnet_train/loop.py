@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from resnet_train import build, environment
+from resnet_train import build, environment, rundir
 from resnet_train.checkpoint import FORMAT, Checkpoints
 from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.console import Progress, count, duration, header, progress_bar
@@ -24,7 +24,7 @@ from resnet_train.errors import ConfigError
 from resnet_train.interrupt import Interrupted, Interrupts
 from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
 from resnet_train.resnet import multiply_adds, num_parameters
-from resnet_train.resume import check_same_run
+from resnet_train.resume import Invocation, check_same_run, is_run
 from resnet_train.schedule import Rate, due
 from resnet_train.seeding import seed_everything, set_deterministic
 from resnet_train.state import TrainState
@@ -104,13 +104,13 @@ class Run:
         return "val" if "val" in self.eval_data else "test"
 
 
-def train(config: Config, directory: Path, *, command: str) -> Summary:
+def train(config: Config, directory: Path, *, command: str, invocation: Invocation | None = None) -> Summary:
     """Train to the end, or until a signal asks to stop; going on from the newest checkpoint in ``directory``.
 
     Raises `ConfigError` for what does not fit data, device or an earlier session, `RunError` for a run that failed,
     and `Interrupted` after a signal, with everything saved.
     """
-    run = prepare(config, directory, command=command)
+    run = prepare(config, directory, command=command, invocation=invocation)
     status = "failed"
     try:
         signum = fit(run)
@@ -136,7 +136,7 @@ def train(config: Config, directory: Path, *, command: str) -> Summary:
         run.tensorboard.close(status)
 
 
-def prepare(config: Config, directory: Path, *, command: str) -> Run:
+def prepare(config: Config, directory: Path, *, command: str, invocation: Invocation | None = None) -> Run:
     """Build everything, take up the newest checkpoint if there is one, and say what will run."""
     clock = Clock()
     device = build.build_device(config.device)
@@ -153,6 +153,10 @@ def prepare(config: Config, directory: Path, *, command: str) -> Run:
             f"the run in {directory} has made {state.step} updates already, expected at most the {total} that are "
             f"asked for; give it more epochs, or start a new run"
         )
+    # Only now is it certain that this run can go on: what stood in its directory until here was left alone.
+    rundir.write_config(config, directory)
+    if invocation is not None or not is_run(directory):
+        (invocation or Invocation([], [])).write(directory)
     splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
     run = Run(
         config=config,
@@ -192,7 +196,8 @@ def prepare(config: Config, directory: Path, *, command: str) -> Run:
     )
     describe(run, image_size=dataset.image_size)
     if state.step == total:
-        run.tensorboard.write(total, run.table.row)
+        chosen = ("loss/test", "accuracy/test") if run.watched == "val" else ()  # score_best is about to write them
+        run.tensorboard.write(total, {tag: value for tag, value in run.table.row.items() if tag not in chosen})
     if not resumed:
         images, _ = run.train_data.batch(0)
         run.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
@@ -261,7 +266,7 @@ def fit(run: Run) -> int | None:
                 row["loss/train"], row["accuracy/train"] = metrics.end_window()
                 row["gradient_norm"] = metrics.grad_norm()
                 logged = (clock.train_seconds, clock.images)
-            epoch = metrics.end_epoch() if epoch_due else None
+            epoch = end_epoch(run, metrics) if epoch_due else None
             is_best = False
             if eval_due:
                 score = evaluate_split(run, run.watched)
@@ -283,6 +288,22 @@ def fit(run: Run) -> int | None:
 def watching(run: Run, progress: Progress) -> bool:
     """Whether to read the metrics now for the progress bar: only on the CPU, where reading costs nothing."""
     return progress.visible and run.device.type == "cpu"
+
+
+def end_epoch(run: Run, metrics: TrainMetrics) -> Score:
+    """Keep the means over the epoch's updates, of augmented images and weights on the move, as the train score."""
+    images = metrics.epoch_updates() * run.config.batch_size
+    loss, accuracy = metrics.end_epoch()
+    score = Score(
+        loss=loss,
+        accuracy=accuracy,
+        error=1 - accuracy,
+        correct=round(accuracy * images),
+        count=images,
+        step=run.state.step,
+    )
+    record(run, "train", score)
+    return score
 
 
 def evaluate_split(run: Run, split: str) -> Score:
@@ -374,14 +395,14 @@ def epochs(run: Run) -> str:
     return str(asked) if asked is not None else f"{float(run.total_steps / run.steps_per_epoch):.4g}"
 
 
-def log_line(run: Run, epoch: tuple[float, float] | None, row: Row, speed: float) -> None:
-    """Log one line: where the run is, and how it does; ``epoch`` is the training loss and accuracy of a whole one."""
+def log_line(run: Run, epoch: Score | None, row: Row, speed: float) -> None:
+    """Log one line: where the run is, and how it does; ``epoch`` is the train score, if one has ended."""
     done, split = run.state.step, run.watched
     whole = due(done, 1, run.steps_per_epoch)
     at = str(math.floor(done / run.steps_per_epoch)) if whole else f"{row['epoch']:.4g}"
     parts = [f"epoch {at}/{epochs(run)}", f"update {count(done)}"]
     if epoch:
-        parts.append(f"train loss {epoch[0]:.4f} accuracy {100 * epoch[1]:.2f} %")
+        parts.append(f"train loss {epoch.loss:.4f} accuracy {100 * epoch.accuracy:.2f} %")
     if f"loss/{split}" in row:
         parts.append(f"{split} loss {row[f'loss/{split}']:.4f} accuracy {100 * row[f'accuracy/{split}']:.2f} %")
     parts += [f"lr {row['lr']:.4g}", f"{speed:,.0f} images/s", duration(run.clock.total_seconds)]

@@ -91,6 +91,10 @@ class TrainMetrics:
         """Mean loss and accuracy since the last log; begins the next window."""
         return _means(_take(self.progress.window))
 
+    def epoch_updates(self) -> int:
+        """Updates that were read since the last end of an epoch."""
+        return len(self.progress.epoch)
+
     def end_epoch(self) -> tuple[float, float]:
         """Mean loss and accuracy since the last end of an epoch; begins the next epoch."""
         return _means(_take(self.progress.epoch))
@@ -138,6 +142,7 @@ class MetricsTable:
                 self._last_row_at = file.seek(0, os.SEEK_END)
             cells = (f"{row[column]:.9g}" if column in row else "" for column in COLUMNS)
             file.write(",".join((str(step), *cells)).encode() + b"\n")
+            file.truncate()  # the row that it completes may have been longer
         self.step, self.row = step, row
 
 

@@ -48,10 +48,17 @@ def create(wanted: Path) -> Path:
 
 @contextmanager
 def log_file(directory: Path) -> Iterator[None]:
-    """Write the package's log, with times, to ``train.log`` too; an exception leaves its traceback there."""
+    """Write the package's log, with times, to ``train.log`` too; an exception leaves its traceback there.
+
+    Within another one for the same directory it does nothing, so that each line is written once.
+    """
+    path = os.path.abspath(directory / LOG)
+    if any(getattr(handler, "baseFilename", None) == path for handler in _package_logger.handlers):
+        yield
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(directory / LOG, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "

@@ -26,7 +26,7 @@ def parse_duration(duration: Duration) -> tuple[Fraction, str]:
     Raises ``ValueError`` for anything else, for negative numbers and for fractions of a step.
     """
     match = _DURATION.fullmatch(str(duration))
-    if not match or isinstance(duration, bool):
+    if not match:
         raise ValueError(f"expected a duration such as 5, '5 epochs' or '400 steps', got {duration!r}")
     number, unit = Fraction(match[1]), (match[2] or "epochs").rstrip("s") + "s"
     if unit == "steps" and number.denominator != 1:
@@ -84,8 +84,8 @@ def constant(lr: float) -> Rate:
 def with_warmup(rate: Rate, lr: float, *, warmup_steps: int, start: float, shape: WarmupShape) -> Rate:
     """Replace the first ``warmup_steps`` of ``rate``.
 
-    ``linear`` rises from ``start * lr`` and reaches ``lr`` with the last warm-up update; ``constant`` stays at
-    ``start * lr``, as He et al. 2015 did for ResNet-110.
+    ``linear`` rises in equal steps above ``start * lr`` and reaches ``lr`` with the last warm-up update; ``constant``
+    stays at ``start * lr``, as He et al. 2015 did for ResNet-110.
     """
 
     def warmed(step: int) -> float:

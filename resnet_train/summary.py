@@ -34,7 +34,8 @@ class Summary:
     result_rule: str  # in words, how the scored weights were chosen
     result: float | None  # accuracy in [0, 1], on result_split
     objective: float | None  # what sweepers maximise: accuracy on val where there is a validation split, else result
-    last: dict[str, Score] = field(default_factory=dict)  # split: its last evaluation
+    # split: its last evaluation; for train the mean over the last epoch's updates, of augmented images
+    last: dict[str, Score] = field(default_factory=dict)
     best: dict[str, Score] = field(default_factory=dict)  # split: its best one, which is a result only for val
     model: str = ""
     parameters: int = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resnet_train import rundir, summary
 from resnet_train.config import Config
-from resnet_train.resume import Invocation, check_same_run, is_run
+from resnet_train.resume import Invocation, check_same_run
 from resnet_train.summary import Summary
 
 
@@ -49,14 +49,11 @@ def run(
     if finished:
         return finished
     with rundir.log_file(directory):
-        rundir.write_config(config, directory)
-        if invocation is not None or not is_run(directory):
-            (invocation or Invocation([], [])).write(directory)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         from resnet_train.loop import train
 
-        return train(config, directory, command=command or shlex.join(sys.argv))
+        return train(config, directory, invocation=invocation, command=command or shlex.join(sys.argv))
 
 
 def finished_already(config: Config, directory: Path) -> Summary | None:
