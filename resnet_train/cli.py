@@ -228,7 +228,7 @@ def _run(request: Request) -> int:
     given = request.overrides
     asked = [word for word in given if key_of(word) == "resume"]
     directory: Path | None = None
-    if asked and asked[-1].partition("=")[2] not in ("", "null"):
+    if asked and asked[-1].partition("=")[2] != "null":
         directory = _resumed_directory(asked[-1].partition("=")[2])
     given = [word for word in given if key_of(word) != "resume"]
     fixed = [word.partition("=")[2] for word in given if key_of(word) == "hydra.run.dir"]
@@ -278,6 +278,8 @@ def _run(request: Request) -> int:
 
 def _resumed_directory(word: str) -> Path:
     word = word.strip("\"'")
+    if not word:
+        raise ConfigError("resume: expected a run directory or latest, got nothing; resume=null starts a new run")
     return resume.latest(Path("outputs")) if word == "latest" else Path(word)
 
 

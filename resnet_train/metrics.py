@@ -21,7 +21,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from resnet_train.config import Config
 from resnet_train.engine import StepOutput
 from resnet_train.errors import RunError
-from resnet_train.resume import flatten
+from resnet_train.resume import CHANGEABLE, flatten
 from resnet_train.state import Progress
 
 Row = dict[str, float]
@@ -201,9 +201,9 @@ def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
 
 
 def hparams(config: Config) -> dict[str, float | str]:
-    """The configuration as the flat numbers and words that the HParams tab takes; unset values are left out."""
+    """The configuration as the flat numbers and words that the HParams tab takes, without what changes no result."""
     return {
         key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
         for key, value in flatten(asdict(config)).items()
-        if value is not None and key not in ("dataset.root", "dataset.mirrors", "dataset.cache", "resume")
+        if value is not None and key not in CHANGEABLE - {"epochs", "steps"}
     }

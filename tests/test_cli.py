@@ -110,6 +110,7 @@ MESSAGES = [
         "RESNET_TRAIN_DATA, or take dataset=synthetic, which needs no file",
     ),
     ("resume=nowhere", "resume: expected a run directory, got 'nowhere', which does not exist"),
+    ("resume=", "resume: expected a run directory or latest, got nothing; resume=null starts a new run"),
     (
         "resume=.",
         "resume: expected a run directory, got '.', which holds no invocation.json; run directories look like "
