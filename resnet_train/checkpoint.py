@@ -99,7 +99,9 @@ class Checkpoints:
             _link(path, self.folder / "last.pt")
             if best:
                 _link(path, self.folder / "best.pt")
-            for old in self._numbered()[self.keep :]:
+            numbered = self._numbered()
+            later = numbered[: numbered.index(path)]  # damaged ones that this run went back behind
+            for old in (*later, *numbered[len(later) + self.keep :]):
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(

@@ -60,8 +60,12 @@ class Clock:
         self.images += images
         self._running_since = None
 
+    def mark(self) -> tuple[float, int]:
+        """Now, for `speed`."""
+        return self.train_seconds, self.images
+
     def speed(self, since: tuple[float, int] = (0.0, 0)) -> float:
-        """Images per second of training time, since an earlier ``(train_seconds, images)``."""
+        """Images per second of training time, since an earlier `mark`."""
         seconds, images = since
         return (self.images - images) / max(self.train_seconds - seconds, 1e-9)
 
@@ -235,7 +239,7 @@ def fit(run: Run) -> int | None:
     """Make the updates that are left; returns the signal that asked to stop, or None after the last update."""
     config, state, clock = run.config, run.state, run.clock
     metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
-    logged = (clock.train_seconds, clock.images)  # at the last log, for the throughput since then
+    logged = line_before = clock.mark()  # at the last log and at the last line, for the throughput since then
     with Interrupts() as interrupts, progress_bar(done=state.step, total=run.total_steps) as progress:
         clock.start()
         unread = 0  # updates since the last synchronisation
@@ -265,7 +269,7 @@ def fit(run: Run) -> int | None:
             if log_due:
                 row["loss/train"], row["accuracy/train"] = metrics.end_window()
                 row["gradient_norm"] = metrics.grad_norm()
-                logged = (clock.train_seconds, clock.images)
+                logged = clock.mark()
             epoch = end_epoch(run, metrics) if epoch_due else None
             is_best = False
             if eval_due:
@@ -276,7 +280,8 @@ def fit(run: Run) -> int | None:
                 run.table.write(done, row)
                 run.tensorboard.write(done, row | ({"throughput/images_per_second": speed} if log_due else {}))
             if epoch_due or eval_due:
-                log_line(run, epoch, row, speed)
+                log_line(run, epoch, row, clock.speed(since=line_before))
+                line_before = clock.mark()
             if save_due or stop or (is_best and run.watched == "val"):
                 save(run, best=is_best and run.watched == "val")
             if stop:

@@ -174,10 +174,12 @@ class TensorBoard:
         self._writer.add_image("augmented training images", image_grid(pixels.clamp(0, 1)), 0)
 
     def close(self, status: str) -> None:
-        """Write what is buffered; ``finished`` and ``failed`` end the session in the HParams tab."""
-        codes = {"finished": Status.STATUS_SUCCESS, "failed": Status.STATUS_FAILURE}
-        if status in codes:
-            end = SessionEndInfo(status=codes[status], end_time_secs=time.time())
+        """Write what is buffered; ``finished`` ends the session in the HParams tab.
+
+        A run that failed or was interrupted may be resumed, and TensorBoard would show its first end forever.
+        """
+        if status == "finished":
+            end = SessionEndInfo(status=Status.STATUS_SUCCESS, end_time_secs=time.time())
             value = Summary.Value(
                 tag=SESSION_END_INFO_TAG,
                 metadata=create_summary_metadata(HParamsPluginData(session_end_info=end)),
