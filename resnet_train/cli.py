@@ -21,8 +21,10 @@ from textwrap import indent
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -186,17 +188,21 @@ Flags:
 
 def compose_config(request: Request, overrides: Sequence[str]) -> tuple[Config, DictConfig]:
     """Compose and check; returns the typed config and Hydra's own node, as ``cfg.hydra``."""
-    words = list(overrides)
-    if request.config_dir and not any(key_of(word) == "hydra.searchpath" for word in words):
-        words.append(f"hydra.searchpath=[file://{Path(request.config_dir).absolute()}]")
+    search_path = create_config_search_path(str(config_folder()))
+    if request.config_dir:
+        folder = Path(request.config_dir).absolute()
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name=PROGRAM):
-        try:
-            composed = compose(request.config_name, overrides=words, return_hydra_config=True)
-        except (ConfigError, HydraException, OmegaConfBaseException):
-            raise
-        except Exception as error:  # Hydra's parser meets some words with a bare ValueError or AssertionError
-            raise ConfigError(f"cannot make sense of {shlex.join(overrides)}: {error}") from error
+    version.setbase("1.3")
+    Hydra.create_main_hydra2(task_name=PROGRAM, config_search_path=search_path)
+    try:
+        composed = compose(request.config_name, overrides=list(overrides), return_hydra_config=True)
+    except (ConfigError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # Hydra's parser meets some words with a bare ValueError or AssertionError
+        raise ConfigError(f"cannot make sense of {shlex.join(overrides)}: {error}") from error
+    finally:
+        GlobalHydra.instance().clear()
     with read_write(composed), open_dict(composed):
         hydra_node = composed.pop("hydra")
     return to_config(composed), hydra_node
@@ -205,7 +211,7 @@ def compose_config(request: Request, overrides: Sequence[str]) -> tuple[Config, 
 def to_config(composed: DictConfig) -> Config:
     """Convert what Hydra composed, once; raises `ConfigError` for unknown keys and values out of range."""
     if OmegaConf.get_type(composed) is not Config:
-        raise ConfigError("the primary config lacks the schema; begin its defaults with: - train")
+        raise ConfigError("the primary config lacks the schema; begin its defaults with: - schema/train@_here_")
     unknown = unknown_keys(composed, Config)
     if unknown:
         raise ConfigError(unknown_key_message(unknown[0], composed))
