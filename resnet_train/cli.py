@@ -375,7 +375,7 @@ def _job(composed: DictConfig, hydra_config: Any) -> float | None:
         f"{duration(result.total_seconds)} in all\n"
         f"{result.directory}\n"
         f"  tensorboard --logdir {shlex.quote(result.directory)}\n"
-        f"  {PROGRAM} resume={shlex.quote(result.directory)} epochs=...   # train on"
+        f"  {PROGRAM} resume={shlex.quote(result.directory)} {'steps' if config.steps else 'epochs'}=...   # train on"
     )
     return result.objective
 

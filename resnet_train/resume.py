@@ -28,6 +28,7 @@ CHANGEABLE = frozenset(
         "eval_every",
         "log_every",
         "name",
+        "precision",  # the word may change, what it means on this machine may not: loop.restore compares that
         "resume",
         "steps",
     }

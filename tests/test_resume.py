@@ -91,7 +91,7 @@ def test_keys_that_only_one_of_the_two_has(tiny: Compose, saved: dict[str, Any])
         (["name=another"], True),
         (["device=auto", "deterministic=true"], True),
         (["seed=1"], False),
-        (["precision=bf16"], False),
+        (["precision=bf16"], True),
         (["batch_size=16"], False),
         (["accumulate=2"], False),
         (["ema_decay=0.9"], False),
