@@ -242,7 +242,7 @@ def wait_for(condition: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("signum", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
@@ -281,6 +281,7 @@ def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: 
     assert out.startswith("finished already: test accuracy ")
 
 
+@pytest.mark.slow
 def test_resume_takes_up_the_overrides_then_those_given(tmp_path: Path) -> None:
     assert call(*TINY, "epochs=1", "hydra.run.dir=run", cwd=tmp_path)[0] == 0
     code, out, err = call("resume=run", "epochs=2", cwd=tmp_path)
@@ -332,6 +333,7 @@ def test_a_failed_run_exits_with_one_line(tmp_path: Path) -> None:
     assert re.fullmatch(r"resnet-train: the (loss|gradient's norm) is (nan|inf) at update \d+: training has .+\n", err)
 
 
+@pytest.mark.slow
 def test_a_sweep(tmp_path: Path) -> None:
     words = (*TINY, "epochs=1", "-m", "optim.lr=0.1,1e30", "seed=0,1", "hydra.sweep.dir=sweep", "log_every=1")
     code, out, err = call(*words, cwd=tmp_path)
@@ -371,6 +373,7 @@ def test_two_runs_in_one_second_get_two_directories(tmp_path: Path) -> None:
     assert len({path.parent for path in (tmp_path / "outputs").rglob("summary.json")}) == 3
 
 
+@pytest.mark.slow
 def test_progress_bar_on_a_terminal(tmp_path: Path) -> None:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
