@@ -18,14 +18,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from resnet_train import cli
 from resnet_train.config import CifarConfig, Config, register_schema
 from resnet_train.errors import ConfigError
-from resnet_train.explain import explain
+from resnet_train.explain import explain, is_config_error
 from resnet_train.files import check_available
 
 SIDES = ("tutorial", "tuned", "ours")
@@ -69,7 +69,7 @@ def main() -> None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"resnet-bench: {explain(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(cli.EXIT_CONFIG if is_config_error(error) else cli.EXIT_FAILED)
     report["images"] = note
     print(table(report))
     if arguments.json:
@@ -107,7 +107,7 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
     device = build.build_device(config.device)
     precision = build.build_precision(config.precision, device)
     dataset = load(config.dataset, seed=config.seed)
-    makers: dict[str, Callable[[], Iterator[None]]] = {
+    makers: dict[str, Callable[[], Generator[None, None, None]]] = {
         "tutorial": lambda: _reference(config, dataset, device, precision="fp32", tuned=False),
         "tuned": lambda: _reference(config, dataset, device, precision=precision, tuned=True),
         "ours": lambda: _ours(config, dataset, device, precision),
@@ -128,7 +128,7 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
             if round_number:
                 results[side].rounds.append(updates * config.batch_size / (time.perf_counter() - begun))
     for loop in loops.values():
-        loop.close()  # type: ignore[attr-defined]
+        loop.close()
     model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
     return {
         "model": config.model.name,
@@ -153,7 +153,7 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ours(config: Config, dataset: Any, device: Any, precision: str) -> Iterator[None]:
+def _ours(config: Config, dataset: Any, device: Any, precision: str) -> Generator[None, None, None]:
     """The product's own batches and step, one update for each item."""
     from resnet_train import build
     from resnet_train.engine import train_step
@@ -167,7 +167,9 @@ def _ours(config: Config, dataset: Any, device: Any, precision: str) -> Iterator
         yield
 
 
-def _reference(config: Config, dataset: Any, device: Any, *, precision: str, tuned: bool) -> Iterator[None]:
+def _reference(
+    config: Config, dataset: Any, device: Any, *, precision: str, tuned: bool
+) -> Generator[None, None, None]:
     """The loop of tutorials, as it is or tuned, one update for each item."""
     import torch
     from PIL import Image

@@ -207,5 +207,5 @@ def hparams(config: Config) -> dict[str, float | str]:
     return {
         key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
         for key, value in flatten(asdict(config)).items()
-        if value is not None and key not in CHANGEABLE - {"epochs", "steps"}
+        if value is not None and key not in CHANGEABLE - {"epochs", "steps", "precision"}
     }

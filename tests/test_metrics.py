@@ -286,7 +286,7 @@ def test_only_the_end_of_a_run_ends_its_session(tmp_path: Path, config: Config, 
 
 def test_hparams_are_the_numbers_and_words_that_are_set(tiny: Compose, compose: Compose) -> None:
     flat = hparams(tiny("ema_decay=0.5", "dataset.val_size=10", "schedule=multistep", "schedule.milestones=[1, 2]"))
-    assert (flat["optim.lr"], flat["seed"], flat["ema_decay"]) == (0.1, 0, 0.5)
+    assert (flat["optim.lr"], flat["seed"], flat["ema_decay"], flat["precision"]) == (0.1, 0, 0.5, "fp32")
     assert (flat["model.residual"], flat["schedule.milestones"], flat["optim.name"]) == ("true", "[1, 2]", "sgd")
     assert all(type(value) in (int, float, str) for value in flat.values())
     assert not {"steps", "clip_grad_norm", "resume"} & flat.keys(), "not set"
