@@ -360,11 +360,10 @@ def test_every_recipe_makes_two_updates(
 def test_an_epoch_on_real_images_learns_what_it_must(
     compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path
 ) -> None:
-    """A fifth of CIFAR-10 for two epochs with the rate of experiment=quick; guessing gives a loss of ln 10 = 2.30."""
+    """All of CIFAR-10, once, with the peak rate of experiment=quick; guessing gives a loss of ln 10 = 2.30."""
     config = compose(
         "experiment=quick",
         f"dataset.root={cifar10_root}",
-        "dataset.train_size=20000",
         "epochs=1",
         "schedule.warmup=0.3",
         "device=cpu",
@@ -373,7 +372,7 @@ def test_an_epoch_on_real_images_learns_what_it_must(
     result = run(config, directory=tmp_path)
     first, *_, last = [float(row["loss/train"]) for row in rows(tmp_path) if row["loss/train"]]
     assert first > 1.7
-    assert last < 1.45
-    assert result.last["test"].loss < 1.45
-    assert result.last["test"].accuracy > 0.48
+    assert last < 1.25
+    assert result.last["test"].loss < 1.25
+    assert result.last["test"].accuracy > 0.55
     assert result.last["test"].count == 10_000
