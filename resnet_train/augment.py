@@ -6,6 +6,7 @@ padded copy of it. Each function works on any device and gives the same values o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,6 +48,26 @@ def crop_flip(
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     cropped = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, 3)
     return cropped * (inside_y[:, :, None] & inside_x[:, None, :]).unsqueeze(-1)
+
+
+def crop_flip_normalise(
+    images: Tensor,
+    index: Tensor,
+    *,
+    offset_y: Tensor,
+    offset_x: Tensor,
+    flip: Tensor,
+    padding: int,
+    mode: CropMode,
+    mean: Tensor,
+    std: Tensor,
+) -> Tensor:
+    """`crop_flip`, then `normalise` on the device where ``mean`` is: float32 ``(B, 3, H, W)`` in channels_last."""
+    cropped = crop_flip(images, index, offset_y=offset_y, offset_x=offset_x, flip=flip, padding=padding, mode=mode)
+    return normalise(cropped.to(mean.device, non_blocking=True), mean, std)
+
+
+CropFlipNormalise = Callable[..., Tensor]  # crop_flip_normalise above, or what takes its place
 
 
 def reflect(position: Tensor, size: int) -> Tensor:

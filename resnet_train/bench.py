@@ -13,18 +13,21 @@ favours none of them:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 from resnet_train import cli
 from resnet_train.config import CifarConfig, Config, register_schema
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import explain, is_config_error
 from resnet_train.files import check_available
 
@@ -97,25 +100,101 @@ def benchmark_config(overrides: list[str]) -> tuple[Config, str]:
 
 
 def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: float) -> dict[str, Any]:
-    """Run the loops in alternating rounds of some ``seconds`` each, after one warm-up round of each."""
-    import torch
+    """Run the loops in alternating rounds of some ``seconds`` each, after one warm-up round of each.
 
+    Each loop has a process of its own, which sleeps while it is another's turn: what one sets up for itself (threads,
+    memory) is not there for the others.
+    """
     from resnet_train import build, environment
     from resnet_train.data import load
     from resnet_train.resnet import multiply_adds
 
     device = build.build_device(config.device)
     precision = build.build_precision(config.precision, device)
-    dataset = load(config.dataset, seed=config.seed)
-    makers: dict[str, Callable[[], Generator[None, None, None]]] = {
-        "tutorial": lambda: _reference(config, dataset, device, precision="fp32", tuned=False),
-        "tuned": lambda: _reference(config, dataset, device, precision=precision, tuned=True),
-        "ours": lambda: _ours(config, dataset, device, precision),
-    }
-    loops = {side: makers[side]() for side in sides}
+    kernels = build.build_kernels(config.kernels, config.model, device)
+    dataset = load(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
+    model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
     results = {side: Result([]) for side in sides}
-    for round_number in range(rounds + 1):
-        for side, loop in loops.items():
+    with contextlib.ExitStack() as stack:
+        contestants = {side: stack.enter_context(Contestant(config, side, seconds)) for side in sides}
+        for round_number in range(rounds + 1):
+            for side, contestant in contestants.items():
+                images_per_second = contestant.round()
+                if round_number:
+                    results[side].rounds.append(images_per_second)
+        threads = {contestant.threads for contestant in contestants.values()}
+    return {
+        "model": config.model.name,
+        "batch_size": config.batch_size,
+        "multiply_adds": multiply_adds(model, dataset.image_size),
+        "num_train": len(dataset.train),
+        "device": str(device),
+        "hardware": environment.hardware(device),
+        "precision": precision,
+        "kernels": f"{kernels.name}: {kernels.reason}",
+        "versions": environment.versions(),
+        "git_commit": environment.git_commit(),
+        "seconds_a_round": seconds,
+        "torch_threads": max(threads),
+        "sides": {side: {**asdict(result), "median": result.median} for side, result in results.items()},
+    }
+
+
+class Contestant:
+    """One loop in a process of its own."""
+
+    def __init__(self, config: Config, side: str, seconds: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_contestant, args=(config, side, seconds, multiprocessing.get_start_method(), theirs)
+        )
+        self._process.start()
+        theirs.close()
+        self.threads: int = self._receive()
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def round(self) -> float:
+        """Let it run for a while; images per second."""
+        self._pipe.send(True)
+        return float(self._receive())
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError as error:
+            self._process.join()
+            raise RunError(f"a loop ended early, with exit code {self._process.exitcode}; see above") from error
+
+
+def _contestant(config: Config, side: str, seconds: float, start_method: str, pipe: Connection) -> None:
+    """The process of a `Contestant`: a round for each message, until the other end closes."""
+    import torch
+
+    from resnet_train import build
+    from resnet_train.data import load
+
+    multiprocessing.set_start_method(start_method, force=True)  # for the workers of a DataLoader: as in any program
+    device = build.build_device(config.device)
+    precision = build.build_precision(config.precision, device)
+    dataset = load(config.dataset, seed=config.seed)
+    loop = (
+        _ours(config, dataset, device, precision)
+        if side == "ours"
+        else _reference(
+            config, dataset, device, precision="fp32" if side == "tutorial" else precision, tuned=side == "tuned"
+        )
+    )
+    pipe.send(torch.get_num_threads())
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
             for _ in range(UNMEASURED):
                 next(loop)
             _wait(device)
@@ -125,25 +204,8 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
                 next(loop)
                 updates += 1
             _wait(device)
-            if round_number:
-                results[side].rounds.append(updates * config.batch_size / (time.perf_counter() - begun))
-    for loop in loops.values():
-        loop.close()
-    model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
-    return {
-        "model": config.model.name,
-        "batch_size": config.batch_size,
-        "multiply_adds": multiply_adds(model, dataset.image_size),
-        "num_train": len(dataset.train),
-        "device": str(device),
-        "hardware": environment.hardware(device),
-        "precision": precision,
-        "versions": environment.versions(),
-        "git_commit": environment.git_commit(),
-        "seconds_a_round": seconds,
-        "torch_threads": torch.get_num_threads(),
-        "sides": {side: {**asdict(result), "median": result.median} for side, result in results.items()},
-    }
+            pipe.send(updates * config.batch_size / (time.perf_counter() - begun))
+    loop.close()
 
 
 def _wait(device: Any) -> None:
@@ -157,14 +219,19 @@ def _ours(config: Config, dataset: Any, device: Any, precision: str) -> Generato
     """The product's own batches and step, one update for each item."""
     from resnet_train import build
     from resnet_train.engine import train_step
+    from resnet_train.loop import at_rest
 
-    data = build.build_train_data(config, dataset, device)
-    state = build.build_state(config, num_classes=len(dataset.classes), device=device, precision=precision)
+    kernels = build.build_kernels(config.kernels, config.model, device)
+    data = build.build_train_data(config, dataset, device, kernels)
+    state = build.build_state(
+        config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
+    )
     options = build.build_step_options(config, precision)
-    while True:
-        images, labels = data.batch(state.step)
-        train_step(state, images, labels, lr=config.optim.lr, options=options)
-        yield
+    with at_rest():
+        while True:
+            images, labels = data.batch(state.step)
+            train_step(state, images, labels, lr=config.optim.lr, options=options)
+            yield
 
 
 def _reference(
@@ -241,6 +308,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['model']}, batch {report['batch_size']}, {report['multiply_adds'] / 1e6:,.1f} M multiply-adds an "
         f"image, {report['images']}",
         f"{report['device']} ({report['hardware']}), ours and tuned in {report['precision']}, tutorial in fp32",
+        f"ours with kernels {report['kernels']}",
         "",
         f"{'':10}{'images/s':>10}{'lowest':>10}{'highest':>10}{'epoch s':>10}",
     ]

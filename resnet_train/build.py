@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
 
-from resnet_train import optim, schedule
+from resnet_train import fused, native, optim, schedule
+from resnet_train.augment import CropFlipNormalise, crop_flip_normalise
 from resnet_train.config import (
     AdamWConfig,
     CifarResNetConfig,
@@ -28,7 +30,7 @@ from resnet_train.config import (
 from resnet_train.data import Dataset, EvalData, Split, TrainData
 from resnet_train.engine import StepOptions
 from resnet_train.errors import ConfigError
-from resnet_train.resnet import CifarResNet, ResNet
+from resnet_train.resnet import CifarResNet, Conv, NormAct, ResNet, norm_act
 from resnet_train.schedule import Rate, to_steps
 from resnet_train.seeding import seed_everything
 from resnet_train.state import TrainState
@@ -73,7 +75,40 @@ def cpu_multiplies_bf16() -> bool:
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 
 
-def build_model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
+@dataclass(frozen=True)
+class Kernels:
+    """Operations that can be computed in more than one way."""
+
+    name: str  # plain: PyTorch's operations one after another; fused: resnet_train.fused
+    reason: str  # why, in a few words
+    norm_act: NormAct = norm_act
+    conv: Conv = nn.Conv2d
+    crop_flip_normalise: CropFlipNormalise = crop_flip_normalise
+
+
+PLAIN = Kernels("plain", "PyTorch's own")
+
+
+def build_kernels(name: str, config: ModelConfig, device: torch.device) -> Kernels:
+    """What ``auto``, ``plain`` or ``fused`` means here; raises `ConfigError` where ``fused`` cannot be had."""
+    why_not = ""
+    if name == "plain":
+        why_not = "asked for"
+    elif device.type != "cpu":
+        why_not = f"the fused ones are for the CPU, this runs on {device.type}"
+    elif config.activation != "relu":
+        why_not = f"the fused ones are for ReLU, this network has {config.activation}"
+    if not why_not:
+        try:
+            return Kernels("fused", fused.prepare(), fused.norm_act, fused.Conv2d, fused.crop_flip_normalise)
+        except native.Unavailable as error:
+            why_not = str(error)
+    if name == "fused":
+        raise ConfigError(f"kernels: expected to find what kernels=fused needs, but {why_not}; try kernels=auto")
+    return Kernels("plain", why_not)
+
+
+def build_model(config: ModelConfig, *, num_classes: int, seed: int, kernels: Kernels = PLAIN) -> CifarResNet | ResNet:
     """The network on the CPU in channels_last, its weights drawn from the seed alone."""
     shared: dict[str, Any] = {
         "depth": config.depth,
@@ -87,9 +122,11 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Modul
         "conv_bias": config.conv_bias,
         "init": config.init,
         "zero_init_residual": config.zero_init_residual,
+        "norm_act": kernels.norm_act,
+        "conv": kernels.conv,
     }
     seed_everything(seed, "init")
-    model: nn.Module
+    model: CifarResNet | ResNet
     match config:
         case CifarResNetConfig():
             model = CifarResNet(**shared)
@@ -137,9 +174,11 @@ def build_schedule(config: ScheduleConfig, *, lr: float, total_steps: int, steps
     )
 
 
-def build_state(config: Config, *, num_classes: int, device: torch.device, precision: str) -> TrainState:
+def build_state(
+    config: Config, *, num_classes: int, device: torch.device, precision: str, kernels: Kernels = PLAIN
+) -> TrainState:
     """Model, optimizer and the rest, on the device, before the first update."""
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed).to(device)
+    model = build_model(config.model, num_classes=num_classes, seed=config.seed, kernels=kernels).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=precision == "fp16")
     return TrainState(model, build_optimizer(config.optim, model), scaler, average)
@@ -156,7 +195,12 @@ def build_step_options(config: Config, precision: str) -> StepOptions:
     )
 
 
-def build_train_data(config: Config, dataset: Dataset, device: torch.device) -> TrainData:
+def build_train_data(
+    config: Config,
+    dataset: Dataset,
+    device: torch.device,
+    kernels: Kernels = PLAIN,
+) -> TrainData:
     """The endless stream of training batches."""
     return TrainData(
         dataset.train,
@@ -167,6 +211,7 @@ def build_train_data(config: Config, dataset: Dataset, device: torch.device) -> 
         std=config.dataset.std,
         num_classes=len(dataset.classes),
         device=device,
+        crop_flip_normalise=kernels.crop_flip_normalise,
     )
 
 

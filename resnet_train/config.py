@@ -243,6 +243,7 @@ class Config:
     deterministic: bool
     device: str
     precision: str
+    kernels: str
     eval_every: Any  # duration
     log_every: int  # updates
     checkpoint: CheckpointConfig
@@ -453,6 +454,7 @@ def check_top_level(config: Config) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ConfigError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
     _choice("precision", config.precision, ("auto", "fp32", "bf16", "fp16"))
+    _choice("kernels", config.kernels, ("auto", "plain", "fused"))
     if config.precision == "fp16" and config.device in ("cpu", "mps"):
         raise ConfigError(
             f"precision=fp16 needs a CUDA device, got device={config.device}; try precision=bf16 or precision=fp32"

@@ -152,9 +152,11 @@ class TrainData:
         std: list[float],
         num_classes: int,
         device: torch.device,
+        crop_flip_normalise: augment.CropFlipNormalise = augment.crop_flip_normalise,
     ) -> None:
         self.split = split.to(device)
         self.batch_size = batch_size
+        self.crop_flip_normalise = crop_flip_normalise
         self.seed = seed
         self.augment = augment
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -169,17 +171,18 @@ class TrainData:
         """
         options = self.augment
         index, offset_y, offset_x, flip, cutout_y, cutout_x = self._draws(step)
-        cropped = augment.crop_flip(
+        images = self.crop_flip_normalise(
             self.split.images,
             index,
             offset_y=offset_y,
             offset_x=offset_x,
             flip=flip,
             padding=options.crop_padding,
-            mode=options.crop_mode,  # type: ignore[arg-type]  # checked in config.py
+            mode=options.crop_mode,
+            mean=self.mean,
+            std=self.std,
         )
         labels = self.split.labels[index].to(self.device, non_blocking=True)
-        images = augment.normalise(cropped.to(self.device, non_blocking=True), self.mean, self.std)
         if options.cutout:
             images = augment.cutout(
                 images,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +22,7 @@ from resnet_train.checkpoint import FORMAT, Checkpoints
 from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.console import Progress, count, duration, header, progress_bar
 from resnet_train.data import EvalData, TrainData, load
-from resnet_train.engine import StepOptions, evaluate, train_step
+from resnet_train.engine import StepOptions, evaluate, grad_norm, train_step
 from resnet_train.errors import ConfigError
 from resnet_train.interrupt import Interrupted, Interrupts
 from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
@@ -145,13 +148,16 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
     clock = Clock()
     device = build.build_device(config.device)
     precision = build.build_precision(config.precision, device)
+    kernels = build.build_kernels(config.kernels, config.model, device)
     set_deterministic(config.deterministic)
     dataset = load(config.dataset, seed=config.seed)
     check_lengths(config, len(dataset.train))
     per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))
-    state = build.build_state(config, num_classes=len(dataset.classes), device=device, precision=precision)
+    state = build.build_state(
+        config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
+    )
     checkpoints = Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep)
-    resumed = restore(config, directory, checkpoints, state, clock, precision)
+    resumed = restore(config, directory, checkpoints, state, clock, precision, kernels.name)
     if state.step > total:
         raise ConfigError(
             f"the run in {directory} has made {state.step} updates already, expected at most the {total} that are "
@@ -169,7 +175,7 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
         device=device,
         precision=precision,
         state=state,
-        train_data=build.build_train_data(config, dataset, device),
+        train_data=build.build_train_data(config, dataset, device, kernels),
         eval_data={name: build.build_eval_data(config.dataset, split, device) for name, split in splits.items()},
         classes=dataset.classes,
         rate=build.build_schedule(config.schedule, lr=config.optim.lr, total_steps=total, steps_per_epoch=per_epoch),
@@ -194,11 +200,12 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
             "images": {"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
             "device": str(device),
             "hardware": environment.hardware(device),
+            "kernels": kernels.name,
             "versions": environment.versions(),
             "git_commit": environment.git_commit(),
         },
     )
-    describe(run, image_size=dataset.image_size)
+    describe(run, kernels, image_size=dataset.image_size)
     if state.step == total:
         chosen = ("loss/test", "accuracy/test") if run.watched == "val" else ()  # score_best is about to write them
         run.tensorboard.write(total, {tag: value for tag, value in run.table.row.items() if tag not in chosen})
@@ -210,7 +217,13 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
 
 
 def restore(
-    config: Config, directory: Path, checkpoints: Checkpoints, state: TrainState, clock: Clock, precision: str
+    config: Config,
+    directory: Path,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    clock: Clock,
+    precision: str,
+    kernels: str,
 ) -> bool:
     """Take up the newest whole checkpoint, strictly; False where there is none and the run begins."""
     found = checkpoints.newest()
@@ -223,6 +236,12 @@ def restore(
         raise ConfigError(
             f"precision: the run in {directory} was trained in {content['precision']}, this would go on in "
             f"{precision} ({config.precision}); add precision={content['precision']}"
+        )
+    if content["kernels"] != kernels:
+        logger.info(
+            "changed for the rest of this run: kernels (%s before, %s now): equal to rounding, not to the bit",
+            content["kernels"],
+            kernels,
         )
     try:
         state.load_state_dict(content["state"])
@@ -240,14 +259,15 @@ def fit(run: Run) -> int | None:
     config, state, clock = run.config, run.state, run.clock
     metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
     logged = line_before = clock.mark()  # at the last log and at the last line, for the throughput since then
-    with Interrupts() as interrupts, progress_bar(done=state.step, total=run.total_steps) as progress:
+    with Interrupts() as interrupts, progress_bar(done=state.step, total=run.total_steps) as progress, at_rest():
         clock.start()
         unread = 0  # updates since the last synchronisation
         for step in range(state.step, run.total_steps):
             images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
             if config.model.dropout:
                 seed_everything(config.seed, "dropout", step)
-            metrics.add(train_step(state, images, labels, lr=run.rate(step), options=run.options))
+            output = train_step(state, images, labels, lr=run.rate(step), options=run.options)
+            metrics.add(output)
             progress.advance()
             unread += 1
 
@@ -257,9 +277,11 @@ def fit(run: Run) -> int | None:
             eval_due = due(done, config.eval_every, run.steps_per_epoch) or last
             save_due = due(done, config.checkpoint.every, run.steps_per_epoch) or last
             stop = interrupts.signum
-            if not (log_due or epoch_due or eval_due or save_due or stop or watching(run, progress)):
+            is_due = log_due or epoch_due or eval_due or save_due or bool(stop)
+            if not (is_due or watching(run, progress)):
                 continue
-            metrics.read(done)  # the only synchronisation with the device; raises if a loss is not finite
+            # The only synchronisation with the device; raises if a loss is not finite.
+            metrics.read(done, grad_norm(state, output) if is_due else None)
             clock.stop(unread * config.batch_size)
             unread = 0
             row: Row = {"epoch": float(done / run.steps_per_epoch), "lr": run.rate(step)}
@@ -288,6 +310,17 @@ def fit(run: Run) -> int | None:
                 return stop
             clock.start()
     return None
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """What is there now stays to the end: the collector of cycles need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def watching(run: Run, progress: Progress) -> bool:
@@ -364,6 +397,7 @@ def save(run: Run, *, best: bool = False) -> None:
         "config": asdict(run.config),
         "precision": run.precision,
         "device": str(run.device),
+        "kernels": run.facts["kernels"],
         "classes": list(run.classes),
         "versions": run.facts["versions"],
         "clock": run.clock.state_dict(),
@@ -371,7 +405,7 @@ def save(run: Run, *, best: bool = False) -> None:
     run.checkpoints.save(content, step=run.state.step, best=best)
 
 
-def describe(run: Run, *, image_size: int) -> None:
+def describe(run: Run, kernels: build.Kernels, *, image_size: int) -> None:
     """Log the header."""
     config, facts, images = run.config, run.facts, run.facts["images"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in images.items())
@@ -388,6 +422,7 @@ def describe(run: Run, *, image_size: int) -> None:
                 f"{config.dataset.name}: {splits} images of {image_size}x{image_size}, {len(run.classes)} classes",
             ),
             ("device", f"{facts['device']} ({facts['hardware']}), {run.precision}"),
+            ("kernels", f"{kernels.name}: {kernels.reason}"),
             ("length", f"{length}, {epochs(run)} epochs, seed {config.seed}"),
             ("directory", str(run.directory)),
         ]

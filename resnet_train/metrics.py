@@ -59,28 +59,28 @@ class TrainMetrics:
         """Take the results of one update, without reading them."""
         self._pending.append(output)
 
-    def read(self, step: int) -> None:
-        """Read what is pending, the last of it from update number ``step``.
+    def read(self, step: int, grad_norm: torch.Tensor | None = None) -> None:
+        """Read what is pending, the last of it from update number ``step``, and that update's ``grad_norm``, if given.
 
         Raises `RunError` that names the first update whose loss is not a finite number, or the last one if its
-        gradient is not. So whoever saves after this saves weights that are finite.
+        gradient is not. So whoever saves after this, with ``grad_norm``, saves weights that are finite.
         """
         if not self._pending:
             return
         pairs = torch.stack([torch.stack((output.loss, output.accuracy)) for output in self._pending]).tolist()
-        self._grad_norm = self._pending[-1].grad_norm.item()
+        self._grad_norm = math.nan if grad_norm is None else grad_norm.item()
         first = step - len(pairs) + 1
         self._pending.clear()
         for number, (loss, _) in enumerate(pairs, start=first):
             if not math.isfinite(loss):
                 raise RunError(f"the loss is {loss} at update {number}: {_DIVERGED}")
-        if not math.isfinite(self._grad_norm) and not self._skips_overflow:
+        if grad_norm is not None and not math.isfinite(self._grad_norm) and not self._skips_overflow:
             raise RunError(f"the gradient's norm is {self._grad_norm} at update {step}: {_DIVERGED}")
         self.progress.window += pairs
         self.progress.epoch += pairs
 
     def grad_norm(self) -> float:
-        """Norm of the gradient in the last update that was read, before clipping."""
+        """Norm of the gradient in the last update that was read, before clipping; NaN where it was not given."""
         return self._grad_norm
 
     def peek(self) -> tuple[float, float]:

@@ -40,6 +40,23 @@ RESNET_STAGES: dict[int, tuple[tuple[int, int, int, int], bool]] = {
 }
 
 
+def norm_act(norm: nn.Module, activation: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Twice:
+    """``activation(norm(x) + shortcut)``, given twice: for the next layer and for the shortcut around it.
+
+    Here both are the same tensor. An implementation that makes them two, such as `resnet_train.fused.norm_act`,
+    receives the gradients of both uses apart.
+    """
+    out = norm(x)
+    if shortcut is not None:
+        out = out + shortcut
+    out = activation(out)
+    return out, out
+
+
+Twice = tuple[Tensor, Tensor]
+NormAct = Callable[..., Twice]  # norm_act above, or what takes its place
+
+
 class PadShortcut(nn.Module):
     """Option A (He et al. 2015, section 3.3): take every second pixel, fill the new channels with zeros. No parameters.
 
@@ -54,6 +71,9 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride))``."""
+        if x.is_contiguous(memory_format=torch.channels_last):  # then keep to it, in the gradient too
+            pixels = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]  # (N, H / stride, W / stride, C)
+            return F.pad(pixels, self.padding[-2:]).permute(0, 3, 1, 2)
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
@@ -78,6 +98,7 @@ class BasicBlock(nn.Module):
         conv: Conv,
         preactivation: bool,
         residual: bool,
+        norm_act: NormAct,
     ) -> None:
         super().__init__()
         self.conv1 = conv(inplanes, planes, 3, stride=stride, padding=1)
@@ -88,24 +109,27 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
         self.preactivation = preactivation
         self.residual = residual
+        self.norm_act = norm_act
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
         """The norm whose scale starts at zero with ``zero_init_residual``."""
         return self.bn2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, inplanes, H, W) -> (N, planes, H / stride, W / stride)``."""
+    def forward(self, inputs: Twice) -> Twice:
+        """``(N, inplanes, H, W) -> (N, planes, H / stride, W / stride)``, each twice: see `norm_act`."""
+        x, shortcut = inputs
         if self.preactivation:
-            out: Tensor = self.relu(self.bn1(x))
-            shortcut = x if self.downsample is None else self.downsample(out)
-            out = self.conv2(self.relu(self.bn2(self.conv1(out))))
-            return out + shortcut if self.residual else out
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.residual:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        return self.relu(out)  # type: ignore[no-any-return]
+            out, out_again = self.norm_act(self.bn1, self.relu, x)
+            shortcut = shortcut if self.downsample is None else self.downsample(out_again)
+            out, _ = self.norm_act(self.bn2, self.relu, self.conv1(out))
+            out = self.conv2(out)
+            out = out + shortcut if self.residual else out
+            return out, out
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        out, _ = self.norm_act(self.bn1, self.relu, self.conv1(x))
+        return self.norm_act(self.bn2, self.relu, self.conv2(out), shortcut if self.residual else None)
 
 
 class Bottleneck(nn.Module):
@@ -127,6 +151,7 @@ class Bottleneck(nn.Module):
         conv: Conv,
         preactivation: bool,
         residual: bool,
+        norm_act: NormAct,
     ) -> None:
         super().__init__()
         outplanes = planes * self.expansion
@@ -140,26 +165,29 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
         self.preactivation = preactivation
         self.residual = residual
+        self.norm_act = norm_act
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
         """The norm whose scale starts at zero with ``zero_init_residual``."""
         return self.bn3
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, inplanes, H, W) -> (N, 4 * planes, H / stride, W / stride)``."""
+    def forward(self, inputs: Twice) -> Twice:
+        """``(N, inplanes, H, W) -> (N, 4 * planes, H / stride, W / stride)``, each twice: see `norm_act`."""
+        x, shortcut = inputs
         if self.preactivation:
-            out: Tensor = self.relu(self.bn1(x))
-            shortcut = x if self.downsample is None else self.downsample(out)
-            out = self.conv2(self.relu(self.bn2(self.conv1(out))))
-            out = self.conv3(self.relu(self.bn3(out)))
-            return out + shortcut if self.residual else out
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        if self.residual:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        return self.relu(out)  # type: ignore[no-any-return]
+            out, out_again = self.norm_act(self.bn1, self.relu, x)
+            shortcut = shortcut if self.downsample is None else self.downsample(out_again)
+            out, _ = self.norm_act(self.bn2, self.relu, self.conv1(out))
+            out, _ = self.norm_act(self.bn3, self.relu, self.conv2(out))
+            out = self.conv3(out)
+            out = out + shortcut if self.residual else out
+            return out, out
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        out, _ = self.norm_act(self.bn1, self.relu, self.conv1(x))
+        out, _ = self.norm_act(self.bn2, self.relu, self.conv2(out))
+        return self.norm_act(self.bn3, self.relu, self.conv3(out), shortcut if self.residual else None)
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -177,6 +205,7 @@ def stage(
     conv: Conv,
     preactivation: bool,
     residual: bool,
+    norm_act: NormAct,
 ) -> nn.Sequential:
     """Stack ``num_blocks`` blocks, the first with ``stride`` and, where the shape changes, a shortcut that fits."""
     outplanes = planes * block.expansion
@@ -197,6 +226,7 @@ def stage(
                 conv=conv,
                 preactivation=preactivation,
                 residual=residual,
+                norm_act=norm_act,
             )
         )
         inplanes = outplanes
@@ -234,13 +264,15 @@ class CifarResNet(nn.Module):
         conv_bias: bool = False,
         init: Init = "he",
         zero_init_residual: bool = False,
+        norm_act: NormAct = norm_act,
+        conv: Conv = nn.Conv2d,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}")
         num_blocks = (depth - 2) // 6
         planes = [scaled(channels, width) for channels in (16, 32, 64)]
-        conv = partial(nn.Conv2d, bias=conv_bias)
+        conv = partial(conv, bias=conv_bias)
         make = partial(
             stage,
             BasicBlock,
@@ -249,6 +281,7 @@ class CifarResNet(nn.Module):
             conv=conv,
             preactivation=preactivation,
             residual=residual,
+            norm_act=norm_act,
         )
         self.conv1 = conv(3, planes[0], 3, padding=1)  # (N, 16, H, W)
         # Norm and activation stand behind the stem, or, with preactivation, behind the last block.
@@ -262,16 +295,16 @@ class CifarResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(planes[2], num_classes)
         self.preactivation = preactivation
+        self.norm_act = norm_act
         initialise(self, init=init, activation=activation, zero_init_residual=zero_init_residual)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         x = self.conv1(x)
-        if not self.preactivation:
-            x = self.relu(self.bn1(x))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        twice = (x, x) if self.preactivation else self.norm_act(self.bn1, self.relu, x)
+        x, _ = self.layer3(self.layer2(self.layer1(twice)))
         if self.preactivation:
-            x = self.relu(self.bn_last(x))
+            x, _ = self.norm_act(self.bn_last, self.relu, x)
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
 
 
@@ -298,6 +331,8 @@ class ResNet(nn.Module):
         conv_bias: bool = False,
         init: Init = "he",
         zero_init_residual: bool = False,
+        norm_act: NormAct = norm_act,
+        conv: Conv = nn.Conv2d,
     ) -> None:
         super().__init__()
         if depth not in RESNET_STAGES:
@@ -306,7 +341,7 @@ class ResNet(nn.Module):
         block: Block = Bottleneck if bottleneck else BasicBlock
         planes = [scaled(channels, width) for channels in (64, 128, 256, 512)]
         features = planes[3] * block.expansion
-        conv = partial(nn.Conv2d, bias=conv_bias)
+        conv = partial(conv, bias=conv_bias)
         make = partial(
             stage,
             block,
@@ -315,6 +350,7 @@ class ResNet(nn.Module):
             conv=conv,
             preactivation=preactivation,
             residual=residual,
+            norm_act=norm_act,
         )
         if stem == "cifar":
             self.conv1 = conv(3, planes[0], 3, padding=1)  # (N, 64, H, W)
@@ -333,17 +369,19 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, num_classes)
         self.preactivation = preactivation
+        self.norm_act = norm_act
         initialise(self, init=init, activation=activation, zero_init_residual=zero_init_residual)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         x = self.conv1(x)
-        if not self.preactivation:
-            x = self.relu(self.bn1(x))
-        x = self.maxpool(x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        twice = (x, x) if self.preactivation else self.norm_act(self.bn1, self.relu, x)
+        if not isinstance(self.maxpool, nn.Identity):
+            x = self.maxpool(twice[0])
+            twice = x, x
+        x, _ = self.layer4(self.layer3(self.layer2(self.layer1(twice))))
         if self.preactivation:
-            x = self.relu(self.bn_last(x))
+            x, _ = self.norm_act(self.bn_last, self.relu, x)
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
 
 

@@ -26,6 +26,7 @@ CHANGEABLE = frozenset(
         "device",
         "epochs",
         "eval_every",
+        "kernels",
         "log_every",
         "name",
         "precision",  # the word may change, what it means on this machine may not: loop.restore compares that

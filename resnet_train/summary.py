@@ -52,6 +52,7 @@ class Summary:
     device: str = ""
     hardware: str = ""
     precision: str = ""
+    kernels: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None  # of the project's source; with "+changes" where it was modified

@@ -148,6 +148,7 @@ def test_default_config() -> None:
         "deterministic": False,
         "device": "auto",
         "precision": "auto",
+        "kernels": "auto",
         "eval_every": 1,
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},

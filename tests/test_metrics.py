@@ -39,8 +39,8 @@ DIVERGED = (
 )
 
 
-def output(loss: float, accuracy: float = 0.5, grad_norm: float = 1.0) -> StepOutput:
-    return StepOutput(torch.tensor(loss), torch.tensor(accuracy), torch.tensor(grad_norm))
+def output(loss: float, accuracy: float = 0.5) -> StepOutput:
+    return StepOutput(torch.tensor(loss), torch.tensor(accuracy), None)
 
 
 # -------------------------------------------------------------------------------------------------------- train metrics
@@ -49,14 +49,15 @@ def output(loss: float, accuracy: float = 0.5, grad_norm: float = 1.0) -> StepOu
 def test_windows_and_epochs_have_means_of_their_own() -> None:
     metrics = TrainMetrics(Progress())
     metrics.add(output(4.0, 0.0))
-    metrics.add(output(2.0, 0.5, grad_norm=7.0))
-    metrics.read(2)
+    metrics.add(output(2.0, 0.5))
+    metrics.read(2, torch.tensor(7.0))
     metrics.read(2)  # nothing is pending: nothing is counted twice
     assert metrics.peek() == metrics.peek() == (3.0, 0.25)
     assert metrics.grad_norm() == 7.0
     assert metrics.end_window() == (3.0, 0.25)
     metrics.add(output(0.0, 1.0))
     metrics.read(3)
+    assert math.isnan(metrics.grad_norm()), "not measured"
     assert metrics.end_window() == (0.0, 1.0)
     assert metrics.end_epoch() == (2.0, 0.5)
     metrics.add(output(8.0, 0.75))
@@ -80,9 +81,9 @@ def test_a_loss_that_is_no_number_names_its_update(loss: float, position: int, u
     progress = Progress()
     metrics = TrainMetrics(progress, skips_overflow=True)
     for index in range(3):
-        metrics.add(output(loss if index >= position else 1.0, grad_norm=math.nan))
+        metrics.add(output(loss if index >= position else 1.0))
     with pytest.raises(RunError) as caught:
-        metrics.read(10)
+        metrics.read(10, torch.tensor(math.nan))
     assert str(caught.value) == f"the loss is {loss} at update {update}: {DIVERGED}"
     assert progress == Progress()
 
@@ -90,13 +91,13 @@ def test_a_loss_that_is_no_number_names_its_update(loss: float, position: int, u
 def test_a_gradient_that_is_no_number_is_an_error_unless_the_update_was_left_out() -> None:
     for norm in (math.nan, math.inf):
         metrics = TrainMetrics(Progress())
-        metrics.add(output(1.0, grad_norm=norm))
+        metrics.add(output(1.0))
         with pytest.raises(RunError) as caught:
-            metrics.read(7)
+            metrics.read(7, torch.tensor(norm))
         assert str(caught.value) == f"the gradient's norm is {norm} at update 7: {DIVERGED}"
     scaled = TrainMetrics(Progress(), skips_overflow=True)
-    scaled.add(output(1.0, grad_norm=math.inf))
-    scaled.read(7)
+    scaled.add(output(1.0))
+    scaled.read(7, torch.tensor(math.inf))
     assert scaled.peek() == (1.0, 0.5)
 
 

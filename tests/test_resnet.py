@@ -363,7 +363,7 @@ def test_preactivated_bottleneck_equals_its_description(shortcut: Shortcut, inde
     block = blocks(network.layer2)[index]
     x = random_images(2, 16 if index == 0 else 32, 8, 8)
     expected = preactivated(x, block, stride=2 if index == 0 else 1, shortcut=shortcut if index == 0 else None)
-    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(block((x, x))[0], expected)
 
 
 @small
@@ -376,7 +376,8 @@ def test_plain_network_has_no_shortcut(family: Family, depth: int, width: float,
     block = blocks(network)[-1]
     nn.init.zeros_(convolutions(block)[-1].weight)
     inplanes = convolutions(block)[0].in_channels
-    assert block(torch.randn(2, inplanes, 4, 4)).count_nonzero() == 0
+    x = torch.randn(2, inplanes, 4, 4)
+    assert block((x, x))[0].count_nonzero() == 0
 
 
 def test_residual_network_uses_shortcuts_wherever_the_shape_changes() -> None:
@@ -433,7 +434,8 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut(
     for block in blocks(network):
         source = F.relu(block.bn1(x)) if preactivation else x
         expected = x if block.downsample is None else block.downsample(source)
-        x = block(x)
+        x, again = block((x, x))
+        assert again is x
         assert torch.equal(x, expected if preactivation else F.relu(expected))
 
 

@@ -1,0 +1,224 @@
+"""Batch norm, the addition of a shortcut and ReLU as one operation on the CPU: the same values in a third of the time.
+
+`norm_act` takes the place of `resnet_train.resnet.norm_act` in a network; it computes with ``csrc/norm_act.cpp`` where
+that can serve and calls the other where it cannot: tensors that are not on the CPU, activations other than ReLU,
+channels that are not a multiple of 16, other types than float32 and bfloat16.
+
+In float32 both agree to rounding. In bfloat16 this one rounds once where the other rounds after each of its operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_train import augment, native, resnet
+
+_LANES = 16  # kLanes of csrc/norm_act.cpp
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def prepare() -> str:
+    """Compile what is needed and return a few words on it for the run's header. Raises `native.Unavailable`."""
+    native.load_norm_act()
+    native.load_batch()
+    native.install_allocator()
+    parts = "batch norm, addition and ReLU in one"
+    if has_weight_grad():
+        parts += ", weights' gradients with AMX"
+    return f"{parts} (compiled with {native.compiler()[1]})"
+
+
+@cache
+def has_weight_grad() -> bool:
+    """Whether `Conv2d` has a faster gradient on this machine."""
+    try:
+        native.load_conv_weight_grad()
+    except native.Unavailable:
+        return False
+    return True
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` whose weights' gradient is computed by ``csrc/conv_weight_grad.cpp`` where that can serve.
+
+    That is: 3x3, stride 1, padding 1, channels in multiples of 16, in bfloat16 (under autocast) on a processor with
+    AMX tiles. The gradient is then summed in float32 and never rounded to bfloat16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in, H, W) -> (N, out, H', W')``."""
+        if torch.is_grad_enabled() and self._serves(x):
+            return _Conv3x3.apply(x, self.weight)  # type: ignore[no-any-return]
+        return super().forward(x)
+
+    def _serves(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.bfloat16
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and self.weight.dtype == torch.float32
+            and self.weight.requires_grad
+            and self.kernel_size == (3, 3)
+            and self.stride == self.padding == self.dilation == (1, 1)
+            and self.groups == 1
+            and self.bias is None
+            and self.in_channels % _LANES == self.out_channels % _LANES == 0
+            and has_weight_grad()
+        )
+
+
+class _Conv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, low = _rows(x), _rows(weight.to(x.dtype))
+        ctx.save_for_backward(x, low)
+        return F.conv2d(x, low, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = _rows(gradient)
+        grad_x, grad_weight = None, None
+        if ctx.needs_input_grad[0]:
+            ones, zeros, only_x = [1, 1], [0, 0], [True, False, False]
+            grad_x = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, ones, ones, ones, False, zeros, 1, only_x
+            )[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight, dtype=torch.float32)
+            (count, channels_in, height, width), channels_out = x.shape, weight.shape[0]
+            native.load_conv_weight_grad().conv_weight_grad(
+                *_pointers(x, gradient, grad_weight), count, height, width, channels_in, channels_out
+            )
+        return grad_x, grad_weight
+
+
+def norm_act(
+    norm: nn.Module, activation: nn.Module, x: Tensor, shortcut: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``activation(norm(x) + shortcut)``, twice: see `resnet_train.resnet.norm_act`. ``x`` ``(N, C, H, W)``."""
+    if not _serves(norm, activation, x):
+        return resnet.norm_act(norm, activation, x, shortcut)
+    assert isinstance(norm, nn.BatchNorm2d)
+    if shortcut is not None:
+        shortcut = shortcut.to(x.dtype)
+    if norm.training:
+        return _NormAct.apply(x, shortcut, norm.weight, norm.bias, norm)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad):
+        return resnet.norm_act(norm, activation, x, shortcut)
+    y = _inference(norm, x, shortcut)
+    return y, y
+
+
+def crop_flip_normalise(
+    images: Tensor,
+    index: Tensor,
+    *,
+    offset_y: Tensor,
+    offset_x: Tensor,
+    flip: Tensor,
+    padding: int,
+    mode: augment.CropMode,
+    mean: Tensor,
+    std: Tensor,
+) -> Tensor:
+    """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it."""
+    count, height, width = len(index), *images.shape[1:3]
+    bytes_ = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
+    table = augment.normalise(bytes_, mean, std).reshape(3, 256).contiguous()
+    index, offset_y, offset_x, flip = (draws.contiguous() for draws in (index, offset_y, offset_x, flip))
+    out = torch.empty(count, height, width, 3)
+    native.load_batch().crop_flip_normalise(
+        *_pointers(images.contiguous(), index, offset_y, offset_x, flip),
+        *(count, height, width, padding, mode == "reflect"),
+        *_pointers(table, out),
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _serves(norm: nn.Module, activation: nn.Module, x: Tensor) -> bool:
+    return (
+        isinstance(norm, nn.BatchNorm2d)
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
+        and isinstance(activation, nn.ReLU)
+        and x.device.type == "cpu"
+        and x.dtype in _NAMES
+        and x.shape[1] % _LANES == 0
+        and x.numel() > x.shape[1]  # a single value a channel has no variance: PyTorch says so
+    )
+
+
+def _inference(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    assert norm.running_mean is not None and norm.running_var is not None
+    x, shortcut = _rows(x), None if shortcut is None else _rows(shortcut)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    y = torch.empty_like(x)
+    _function("inference", x)(*_pointers(x, shortcut, y, scale, shift), *_size(x))
+    return y
+
+
+class _NormAct(torch.autograd.Function):
+    """Returns the result twice, in the same memory, so that the gradients of both uses arrive apart,
+    to be added here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
+    ) -> tuple[Tensor, Tensor]:
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        assert norm.num_batches_tracked is not None
+        x, shortcut = _rows(x), None if shortcut is None else _rows(shortcut)
+        y = torch.empty_like(x)
+        saved = torch.empty(4, x.shape[1])  # mean, 1 / standard deviation, and the scale and shift made of them
+        _function("forward", x)(
+            *_pointers(x, shortcut, y, weight, bias, norm.running_mean, norm.running_var),
+            norm.momentum,
+            norm.eps,
+            *_size(x),
+            saved.data_ptr(),
+        )
+        norm.num_batches_tracked += 1
+        # Without a shortcut the sign of y is computed again from x: less to read, and y need not be kept for it.
+        ctx.save_for_backward(x, saved, None if shortcut is None else y)
+        ctx.set_materialize_grads(False)
+        return y, y.new_empty(0).set_(y.untyped_storage(), 0, y.shape, y.stride())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, saved, y = ctx.saved_tensors
+        first, *others = [_rows(gradient.to(x.dtype)) for gradient in gradients if gradient is not None]
+        second = others[0] if others else None
+        grad_x = torch.empty_like(x)
+        gated = torch.empty_like(x) if y is not None or second is not None else None
+        grad_weight, grad_bias = torch.empty_like(saved[0]), torch.empty_like(saved[0])
+        _function("backward", x)(
+            *_pointers(first, second, x, y, gated, grad_x, saved, grad_weight, grad_bias), *_size(x)
+        )
+        return grad_x, gated if y is not None else None, grad_weight, grad_bias, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[1], x.shape[1]
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _function(name: str, x: Tensor) -> ctypes._NamedFuncPointer:
+    return getattr(native.load_norm_act(), f"norm_act_{name}_{_NAMES[x.dtype]}")  # type: ignore[no-any-return]

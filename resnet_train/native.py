@@ -1,0 +1,161 @@
+"""Compiles the C++ files of ``csrc/`` when they are first needed, with the compiler of the machine, and loads them.
+
+The result is kept in ``$XDG_CACHE_HOME/resnet-train`` (``~/.cache/resnet-train``) under a name made of everything that
+it depends on: source, compiler, options, processor, PyTorch. Whoever asks gets `Unavailable`, with the reason, on a
+machine where this cannot be done; nothing depends on it but speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+COMPILE_TIMEOUT_SECONDS = 120
+
+
+class Unavailable(Exception):
+    """The code could not be compiled or loaded here; the text says why, in a few words."""
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """Path and version line of the C++ compiler: ``$CXX``, else c++, g++ or clang++ of the PATH."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        path = shutil.which(name)
+        if path is not None:
+            try:
+                answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+            except (OSError, subprocess.SubprocessError):
+                continue
+            return path, answer.stdout.partition("\n")[0]
+    raise Unavailable("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
+
+
+@cache
+def load_norm_act() -> ctypes.CDLL:
+    """Batch norm, addition and ReLU in one: ``csrc/norm_act.cpp``. Raises `Unavailable`."""
+    library = _load("norm_act.cpp", ["-std=c++17", "-O3", "-march=native", "-fopenmp"])
+    pointer, number, count = ctypes.c_void_p, ctypes.c_float, ctypes.c_long
+    for dtype in ("float32", "bfloat16"):
+        for name, arguments in (
+            ("forward", [*[pointer] * 7, number, number, count, count, pointer]),
+            ("inference", [*[pointer] * 5, count, count]),
+            ("backward", [*[pointer] * 9, count, count]),
+        ):
+            function = getattr(library, f"norm_act_{name}_{dtype}")
+            function.argtypes, function.restype = arguments, None
+    return library
+
+
+@cache
+def load_batch() -> ctypes.CDLL:
+    """Crop, flip and normalise in one: ``csrc/batch.cpp``. Raises `Unavailable`."""
+    library = _load("batch.cpp", ["-std=c++17", "-O3", "-march=native", "-fopenmp"])
+    pointer, count = ctypes.c_void_p, ctypes.c_long
+    function = library.crop_flip_normalise
+    function.argtypes, function.restype = [*[pointer] * 5, *[count] * 4, ctypes.c_int, pointer, pointer], None
+    return library
+
+
+@cache
+def load_conv_weight_grad() -> ctypes.CDLL:
+    """The weights' gradient of 3x3 convolutions in bfloat16: ``csrc/conv_weight_grad.cpp``. Raises `Unavailable`."""
+    import torch
+
+    if not torch.cpu._is_amx_tile_supported():
+        raise Unavailable("this processor has no AMX tiles")
+    library = _load(
+        "conv_weight_grad.cpp", ["-std=c++17", "-O3", "-march=native", "-mamx-tile", "-mamx-bf16", "-fopenmp"]
+    )
+    library.conv_weight_grad_allowed.argtypes, library.conv_weight_grad_allowed.restype = [], ctypes.c_int
+    if not library.conv_weight_grad_allowed():
+        raise Unavailable("the system does not allow AMX tiles")
+    library.conv_weight_grad.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5]
+    library.conv_weight_grad.restype = None
+    return library
+
+
+@cache
+def install_allocator() -> None:
+    """Let PyTorch keep freed blocks of large CPU tensors (``csrc/allocator.cpp``), from now on and process-wide.
+
+    Raises `Unavailable`.
+    """
+    import torch
+
+    folder = Path(torch.__file__).parent
+    library = _load(
+        "allocator.cpp",
+        ["-std=c++20", "-O2", f"-I{folder / 'include'}"],
+        [f"-L{folder / 'lib'}", "-lc10", f"-Wl,-rpath,{folder / 'lib'}"],
+        depends_on=torch.__version__,
+    )
+    library.install_allocator.argtypes, library.install_allocator.restype = [], None
+    library.install_allocator()
+
+
+def _load(source: str, options: list[str], libraries: list[str] | None = None, *, depends_on: str = "") -> ctypes.CDLL:
+    """Compile one file of ``csrc/``, unless that was done before, and load it."""
+    path, version = compiler()
+    text = resources.files("resnet_train").joinpath("csrc", source).read_bytes()
+    command = [path, *options, "-shared", "-fPIC"]
+    key = hashlib.sha256()
+    for part in (text, *map(str.encode, [*command, *(libraries or []), version, _processor(), depends_on])):
+        key.update(hashlib.sha256(part).digest())
+    target = _folder() / f"{Path(source).stem}-{key.hexdigest()[:24]}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            written, built = Path(scratch, source), Path(scratch, "built.so")
+            written.write_bytes(text)
+            try:
+                done = subprocess.run(
+                    [*command, "-o", str(built), str(written), *(libraries or [])],
+                    capture_output=True,
+                    text=True,
+                    timeout=COMPILE_TIMEOUT_SECONDS,
+                    check=False,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise Unavailable(f"{path} could not be run: {error}") from error
+            if done.returncode != 0:
+                lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+                raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
+            os.replace(built, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise Unavailable(f"{target.name} could not be loaded: {error}") from error
+
+
+@cache
+def _folder() -> Path:
+    """Where compiled files are kept; a folder of this process alone where that place cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-train")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        pass
+    try:
+        return Path(tempfile.mkdtemp(prefix="resnet-train-"))
+    except OSError as error:
+        raise Unavailable(f"no folder to compile in: {error}") from error
+
+
+def _processor() -> str:
+    """What tells processors apart whose instructions differ: code made for one may not run on another."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next(line for line in file if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = ""
+    return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"
