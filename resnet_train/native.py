@@ -7,6 +7,8 @@ machine where this cannot be done; nothing depends on it but speed.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -111,24 +113,26 @@ def _load(source: str, options: list[str], libraries: list[str] | None = None, *
     for part in (text, *map(str.encode, [*command, *(libraries or []), version, _processor(), depends_on])):
         key.update(hashlib.sha256(part).digest())
     target = _folder() / f"{Path(source).stem}-{key.hexdigest()[:24]}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            written, built = Path(scratch, source), Path(scratch, "built.so")
-            written.write_bytes(text)
-            try:
-                done = subprocess.run(
-                    [*command, "-o", str(built), str(written), *(libraries or [])],
-                    capture_output=True,
-                    text=True,
-                    timeout=COMPILE_TIMEOUT_SECONDS,
-                    check=False,
-                )
-            except (OSError, subprocess.SubprocessError) as error:
-                raise Unavailable(f"{path} could not be run: {error}") from error
-            if done.returncode != 0:
-                lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-                raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
-            os.replace(built, target)
+    if target.exists():
+        with contextlib.suppress(OSError):  # damaged: then it is made anew
+            return ctypes.CDLL(str(target))
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        written, built = Path(scratch, source), Path(scratch, "built.so")
+        written.write_bytes(text)
+        try:
+            done = subprocess.run(
+                [*command, "-o", str(built), str(written), *(libraries or [])],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Unavailable(f"{path} could not be run: {error}") from error
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
+        os.replace(built, target)
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
@@ -146,9 +150,11 @@ def _folder() -> Path:
     except OSError:
         pass
     try:
-        return Path(tempfile.mkdtemp(prefix="resnet-train-"))
+        temporary = tempfile.TemporaryDirectory(prefix="resnet-train-", ignore_cleanup_errors=True)
     except OSError as error:
         raise Unavailable(f"no folder to compile in: {error}") from error
+    atexit.register(temporary.cleanup)
+    return Path(temporary.name)
 
 
 def _processor() -> str:

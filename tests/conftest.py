@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train import cli
+from resnet_train import cli, native
 from resnet_train.config import Config, register_schema
 
 # One thread, here and in the processes that tests start: the networks are small, and threads that wait for each other
@@ -41,6 +41,17 @@ def cifar10_root() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return root
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """Path of the C++ compiler; tests of compiled code are skipped without one, but never in CI."""
+    try:
+        return native.compiler()[0]
+    except native.Unavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

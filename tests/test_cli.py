@@ -151,6 +151,19 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.log")), out
 
 
+def test_kernels_without_a_compiler(tmp_path: Path) -> None:
+    missing = "no C++ compiler found (looked for $CXX, c++, g++, clang++)"
+    code, _, err = call(*TINY, "kernels=fused", cwd=tmp_path, PATH=str(tmp_path), CXX="")
+    assert code == 2
+    assert err == (
+        f"resnet-train: kernels: expected to find what kernels=fused needs, but {missing}; try kernels=auto\n"
+    )
+    assert not list(tmp_path.rglob("*.log"))
+    code, out, _ = call(*TINY, "epochs=null", "steps=1", cwd=tmp_path, PATH=str(tmp_path), CXX="")
+    assert code == 0
+    assert f"kernels    plain: {missing}\n" in out
+
+
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, _, err = call(*TINY, "hydra.run.dir=file/run", cwd=tmp_path)

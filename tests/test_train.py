@@ -150,9 +150,13 @@ def test_tensorboard_shows_the_table_on_one_axis(tiny: Tiny, tmp_path: Path) -> 
         ("optim=adamw", "ema_decay=0.9", "clip_grad_norm=1", "label_smoothing=0.1"),
         ("dataset.augment.mixup=0.3", "dataset.augment.cutmix=1", "dataset.augment.cutout=4", "model.dropout=0.2"),
         ("accumulate=2", "dataset.val_size=40", "optim.decay_norm_and_bias=false"),
+        ("model.width=1", "kernels=plain"),
+        ("model.width=1", "kernels=fused"),
+        ("model.width=1", "kernels=fused", "precision=bf16", "model.shortcut=B"),
     ],
-    ids=["sgd", "adamw", "mixing", "validation"],
+    ids=["sgd", "adamw", "mixing", "validation", "plain", "fused", "fused bf16"],
 )
+@pytest.mark.usefixtures("compiler")
 def test_resume_is_bit_identical(tiny: Tiny, tmp_path: Path, options: tuple[str, ...], step: int) -> None:
     config = tiny("epochs=null", "steps=16", "checkpoint.every=1steps", "checkpoint.keep=100", *options)
     straight = run(config, directory=tmp_path / "straight")

@@ -1,0 +1,329 @@
+"""The faster operations against PyTorch's, which they take the place of."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet_train import augment, fused, resnet
+from resnet_train.build import PLAIN, Kernels, build_kernels, build_model, build_state, build_step_options
+from resnet_train.config import Config
+from resnet_train.engine import train_step
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+RELU = nn.ReLU()
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def norm_of(channels: int) -> nn.BatchNorm2d:
+    """With scales of both signs, shifts, and statistics that are not those of a new one."""
+    norm = nn.BatchNorm2d(channels)
+    draws = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        norm.weight.normal_(generator=draws)
+        norm.bias.normal_(generator=draws)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.normal_(generator=draws)
+    norm.running_var.uniform_(0.5, 2, generator=draws)
+    return norm
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------------------- norm_act
+
+SHAPES = [(7, 16, 1, 1), (3, 16, 5, 7), (4, 32, 8, 8), (2, 48, 3, 3), (64, 16, 32, 32), (1, 2048, 4, 4)]
+
+
+def both_ways(
+    shape: tuple[int, ...], *, dtype: torch.dtype, shortcut: bool, uses: tuple[bool, bool]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Results, gradients and statistics of the fused operation and of PyTorch's in float64, on the same values."""
+    x, added = drawn(*shape, dtype=dtype), drawn(*shape, seed=1, dtype=dtype)
+    weights = [drawn(*shape, seed=2, dtype=dtype), drawn(*shape, seed=3, dtype=dtype)]
+    results: list[dict[str, Tensor]] = []
+    for function, kind in ((fused.norm_act, dtype), (resnet.norm_act, torch.float64)):
+        norm = norm_of(shape[1])
+        norm = norm.double() if kind == torch.float64 else norm
+        inputs = [tensor.to(kind).detach().requires_grad_() for tensor in ((x, added) if shortcut else (x,))]
+        ys = function(norm, RELU, *inputs)
+        loss = sum(
+            (y.double() * weight.double()).sum() for y, weight, used in zip(ys, weights, uses, strict=True) if used
+        )
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        found = {"y": ys[0], "y again": ys[1], "running_mean": norm.running_mean, "running_var": norm.running_var}
+        found |= {"grad_weight": norm.weight.grad, "grad_bias": norm.bias.grad}
+        found |= {f"grad_{name}": tensor.grad for name, tensor in zip(("x", "shortcut"), inputs, strict=False)}
+        assert all(tensor is not None for tensor in found.values())
+        assert norm.num_batches_tracked == 1
+        results.append({name: tensor.detach() for name, tensor in found.items() if tensor is not None})
+    return {name: (results[0][name], results[1][name]) for name in results[0]}
+
+
+@pytest.mark.parametrize("uses", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm_act_in_float32(shape: tuple[int, ...], shortcut: bool, uses: tuple[bool, bool]) -> None:
+    for name, (found, expected) in both_ways(shape, dtype=torch.float32, shortcut=shortcut, uses=uses).items():
+        assert found.dtype == torch.float32
+        size = expected.abs().max().item() if name.startswith("grad") else 1.0
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * size, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+@pytest.mark.parametrize("shape", [(4, 32, 8, 8), (64, 16, 32, 32)], ids=str)
+def test_norm_act_in_bfloat16(shape: tuple[int, ...], shortcut: bool) -> None:
+    """Results are rounded once: to 8 bits of significand, so by 2^-8 at the most, plus what float32 leaves."""
+    found = both_ways(shape, dtype=torch.bfloat16, shortcut=shortcut, uses=(True, False))
+    for name in ("y", "y again"):
+        assert found[name][0].dtype == torch.bfloat16
+        torch.testing.assert_close(found[name][0].double(), found[name][1], rtol=2**-8 + 1e-5, atol=1e-5)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(found[name][0].double(), found[name][1], rtol=1e-5, atol=1e-5)
+    for name in ("grad_x", *(["grad_shortcut"] if shortcut else [])):
+        # y that rounds to zero or from it moves the gate of a few values
+        near = (found[name][0].double() - found[name][1]).abs() <= 2**-8 * found[name][1].abs() + 2e-3
+        assert near.double().mean() > 0.9999, name
+    for name in ("grad_weight", "grad_bias"):
+        size = found[name][1].abs().max()
+        assert (found[name][0].double() - found[name][1]).abs().max() < 0.005 * size, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_both_uses_add_up_their_gradients(dtype: torch.dtype) -> None:
+    """As if one result had been used twice."""
+    x, weights = drawn(4, 16, 8, 8, dtype=dtype), [drawn(4, 16, 8, 8, seed=seed, dtype=dtype) for seed in (1, 2)]
+    gradients = []
+    for twice in (False, True):
+        source = x.detach().requires_grad_()
+        first, second = fused.norm_act(norm_of(16), RELU, source)
+        ((first * weights[0]).sum() + ((second if twice else first) * weights[1]).sum()).backward()
+        assert source.grad is not None
+        gradients.append(source.grad)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+def test_norm_act_does_not_depend_on_the_number_of_threads(
+    threads: Callable[[int], None], dtype: torch.dtype, shortcut: bool
+) -> None:
+    found = []
+    for number in (1, 2, 3):
+        threads(number)
+        norm, x = norm_of(16), drawn(64, 16, 32, 32, dtype=dtype).requires_grad_()
+        y, again = fused.norm_act(norm, RELU, x, drawn(64, 16, 32, 32, seed=1, dtype=dtype) if shortcut else None)
+        (y * drawn(64, 16, 32, 32, seed=2, dtype=dtype) + again).sum().backward()
+        assert norm.running_var is not None and norm.weight.grad is not None and x.grad is not None
+        found.append((y, norm.running_var, norm.weight.grad, x.grad))
+    for one, two, three in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+def test_norm_act_in_evaluation(shortcut: bool) -> None:
+    norm, x = norm_of(32).eval(), drawn(4, 32, 5, 5)
+    added = drawn(4, 32, 5, 5, seed=1) if shortcut else None
+    with torch.inference_mode():
+        found, _ = fused.norm_act(norm, RELU, x, added)
+        expected, _ = resnet.norm_act(norm, RELU, x, added)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_value_that_is_no_number_passes_through(training: bool) -> None:
+    x = drawn(2, 16, 4, 4)
+    x[1, 3, 2, 2] = torch.nan
+    with torch.no_grad():
+        found, _ = fused.norm_act(norm_of(16).train(training), RELU, x)
+        expected, _ = resnet.norm_act(norm_of(16).train(training), RELU, x)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation", "x"),
+    [
+        (norm_of(16), nn.Tanh(), drawn(2, 16, 4, 4)),
+        (norm_of(12), RELU, drawn(2, 12, 4, 4)),
+        (norm_of(16).double(), RELU, drawn(2, 16, 4, 4, dtype=torch.float64)),
+        (norm_of(16).eval(), RELU, drawn(2, 16, 4, 4).requires_grad_()),
+        (nn.BatchNorm2d(16, momentum=None), RELU, drawn(2, 16, 4, 4)),
+        (nn.BatchNorm2d(16, affine=False), RELU, drawn(2, 16, 4, 4)),
+        (nn.Identity(), RELU, drawn(2, 16, 4, 4)),
+    ],
+    ids=["tanh", "12 channels", "float64", "gradient in evaluation", "mean of all", "no scale", "no norm"],
+)
+def test_what_it_cannot_serve_is_left_to_pytorch(norm: nn.Module, activation: nn.Module, x: Tensor) -> None:
+    other = copy.deepcopy(norm)
+    found, again = fused.norm_act(norm, activation, x)
+    assert again is found
+    assert torch.equal(found, resnet.norm_act(other, activation, x)[0])
+
+
+def test_one_value_a_channel_is_refused_as_it_is_by_pytorch() -> None:
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        fused.norm_act(norm_of(16), RELU, drawn(1, 16, 1, 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(
+    ("height", "width", "padding"), [(6, 5, 0), (6, 5, 1), (5, 6, 4), (32, 32, 4), (4, 4, 3), (3, 7, 2)]
+)
+def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, width: int, padding: int) -> None:
+    images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draws = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), [False, True]))
+    offset_y, offset_x, flip = (torch.tensor(column) for column in zip(*draws, strict=True))
+    found, expected = (
+        function(
+            images,
+            torch.arange(len(draws)) % 5,
+            offset_y=offset_y,
+            offset_x=offset_x,
+            flip=flip,
+            padding=padding,
+            mode=mode,
+            mean=torch.tensor([0.4914, 0.4822, 0.4465]),
+            std=torch.tensor([0.2470, 0.2435, 0.2616]),
+        )
+        for function in (fused.crop_flip_normalise, augment.crop_flip_normalise)
+    )
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+
+
+# -------------------------------------------------------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        ((16, 32), {"padding": 1}),
+        ((64, 64), {"padding": 1}),
+        ((16, 16), {"padding": 1, "stride": 2}),
+        ((3, 16), {"padding": 1}),
+        ((16, 16), {"padding": 1, "bias": True}),
+        ((16, 16), {"padding": 1, "groups": 2}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_convolution(channels: tuple[int, int], options: dict[str, int], precision: str) -> None:
+    """Values and gradients are PyTorch's, but that of the weights, which may be rounded less."""
+    results = []
+    for kind in (fused.Conv2d, nn.Conv2d):
+        torch.manual_seed(0)
+        layer = kind(*channels, 3, **{"bias": False, **options}).to(memory_format=torch.channels_last)
+        x = drawn(4, channels[0], 8, 8).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            y = layer(x)
+        y.backward(drawn(*y.shape, seed=1, dtype=y.dtype))
+        assert x.grad is not None and layer.weight.grad is not None
+        results.append((y.detach(), x.grad, layer.weight.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    if precision == "fp32" or not fused.has_weight_grad():
+        assert torch.equal(results[0][2], results[1][2])
+    else:
+        torch.testing.assert_close(results[0][2], results[1][2], rtol=2**-8, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- the whole step
+
+
+def loss_and_gradients(config: Config, kernels: Kernels) -> tuple[float, dict[str, Tensor]]:
+    model = build_model(config.model, num_classes=10, seed=0, kernels=kernels)
+    loss = nn.functional.cross_entropy(model(drawn(16, 3, 16, 16)), torch.arange(16) % 10)
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model=resnet20",),
+        ("model=resnet20", "model.preactivation=true"),
+        ("model=resnet20", "model.shortcut=B", "model.preactivation=true", "model.conv_bias=true"),
+        ("model=plain20",),
+        ("model=resnet18", "model.width=0.25"),
+        ("model=resnet18", "model.width=0.25", "model.stem=imagenet"),
+        ("model=resnet18", "model.width=0.25", "model.shortcut=A"),
+        ("model=resnet50", "model.width=0.25"),
+        ("model=resnet50", "model.width=0.25", "model.preactivation=true"),
+    ],
+    ids=" ".join,
+)
+def test_gradients_of_networks(compose: Callable[..., Config], words: tuple[str, ...]) -> None:
+    """A value that rounding moves across the zero of a ReLU changes gradients by some percent, in float32 of both."""
+    config = compose(*words, "device=cpu")
+    kernels = build_kernels("fused", config.model, torch.device("cpu"))
+    (loss, found), (expected_loss, expected) = (loss_and_gradients(config, choice) for choice in (kernels, PLAIN))
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < 0.15 * gradient.norm() + 1e-6, name  # a bias before a norm has none
+
+
+def test_training_is_that_of_plain_kernels(compose: Callable[..., Config]) -> None:
+    config = compose("model=resnet20", "model.depth=8", "precision=fp32", "device=cpu")
+    losses: list[list[float]] = []
+    for kernels in (build_kernels("fused", config.model, torch.device("cpu")), PLAIN):
+        state = build_state(config, num_classes=10, device=torch.device("cpu"), precision="fp32", kernels=kernels)
+        options = build_step_options(config, "fp32")
+        images = [drawn(16, 3, 16, 16, seed=seed) for seed in range(2)]
+        labels = torch.arange(16) % 10
+        losses.append(
+            [train_step(state, images[step % 2], labels, lr=0.05, options=options).loss.item() for step in range(8)]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[1][-1] < 0.9 * losses[1][0], "something was learned"
+
+
+def test_weights_have_the_same_names_and_values(compose: Callable[..., Config]) -> None:
+    config = compose("model=resnet20", "device=cpu")
+    kernels = build_kernels("fused", config.model, torch.device("cpu"))
+    found, expected = (
+        build_model(config.model, num_classes=10, seed=0, kernels=choice).state_dict() for choice in (kernels, PLAIN)
+    )
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# --------------------------------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "device", "expected"),
+    [
+        ("auto", (), "cpu", "fused"),
+        ("fused", (), "cpu", "fused"),
+        ("plain", (), "cpu", "plain: asked for"),
+        ("auto", (), "cuda", "plain: the fused ones are for the CPU, this runs on cuda"),
+        ("auto", ("model.activation=tanh",), "cpu", "plain: the fused ones are for ReLU, this network has tanh"),
+    ],
+)
+def test_choice(compose: Callable[..., Config], name: str, words: tuple[str, ...], device: str, expected: str) -> None:
+    kernels = build_kernels(name, compose(*words).model, torch.device(device))
+    assert f"{kernels.name}: {kernels.reason}".startswith(expected)
