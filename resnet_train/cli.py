@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import product
 from pathlib import Path
 from textwrap import indent
@@ -72,8 +73,13 @@ def _main(words: list[str]) -> int:
     if request.help:
         print(help_text())
         return 0
+    if request.version:
+        print(f"{PROGRAM} {metadata.version(PROGRAM)}")
+        return 0
+    if request.shows_config:
+        compose_config(request, request.overrides)  # what would be refused is not shown as if it were not
     if request.only_shows:
-        _call_hydra(words)
+        _call_hydra([expand_home(word) for word in words])
         return 0
     if request.multirun:
         return _sweep(request)
@@ -91,6 +97,8 @@ class Request:
     overrides: list[str]
     multirun: bool
     help: bool
+    version: bool
+    shows_config: bool
     only_shows: bool  # configuration, completion: nothing runs
     config_name: str
     config_dir: str | None
@@ -111,7 +119,10 @@ class _Parser(argparse.ArgumentParser):
 def parse(words: list[str]) -> Request:
     """Split a command line into Hydra's flags and overrides; raises `ConfigError` for unknown flags."""
     parser = _Parser(add_help=False, parents=[get_args_parser()], conflict_handler="resolve")
+    parser.add_argument("--version", action="store_true")
     arguments = parser.parse_intermixed_args(words)  # flags may stand anywhere
+    if arguments.cfg and arguments.multirun:
+        raise ConfigError("--cfg shows the configuration of one run; expected no -m and no lists of values beside it")
     if arguments.resolve and not arguments.cfg:
         raise ConfigError("--resolve shows a configuration as it will be used; expected --cfg job beside it")
     flags: list[str] = []
@@ -124,9 +135,11 @@ def parse(words: list[str]) -> Request:
         flags += ["--config-name", arguments.config_name]
     return Request(
         flags=flags,
-        overrides=arguments.overrides,
+        overrides=[expand_home(word) for word in arguments.overrides],
         multirun=arguments.multirun,
         help=arguments.help,
+        version=arguments.version,
+        shows_config=arguments.cfg in ("job", "all"),
         only_shows=bool(
             arguments.hydra_help
             or arguments.cfg
@@ -137,6 +150,12 @@ def parse(words: list[str]) -> Request:
         config_name=arguments.config_name or "train",
         config_dir=arguments.config_dir,
     )
+
+
+def expand_home(override: str) -> str:
+    """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is."""
+    key, _, value = override.partition("=")
+    return f"{key}={quoted(Path(value).expanduser())}" if value == "~" or value.startswith("~/") else override
 
 
 def key_of(override: str) -> str:
@@ -179,6 +198,7 @@ Flags:
   -m, --multirun        run every combination of comma-separated values
   --cfg job             print the whole configuration and do nothing; with --resolve, as it will be used
   --config-dir DIR      a folder with YAML options of your own; with --config-name NAME, of your own main file
+  --version             the version of this program
   -sc install=bash      complete words in this shell (bash, zsh, fish)
   --hydra-help          all flags of Hydra"""
 

@@ -455,9 +455,9 @@ def summarise(run: Run, status: str, *, error: str | None = None) -> Summary:
     best_val = state.best.get("val")
     if run.watched == "val":
         rule = "of the weights that were best on the validation split"
-        rule += f" (after {best_val.step} updates), scored once" if best_val else ""
+        rule += f" (after {count(best_val.step)} updates), scored once" if best_val else ""
     else:
-        rule = f"after the last of {run.total_steps} updates"
+        rule = f"after the last of {count(run.total_steps)} updates"
     finished = status == "finished" and test is not None
     return Summary(
         status=status,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from resnet_train.console import count
+
 FILE = "summary.json"
 
 
@@ -72,8 +74,9 @@ class Summary:
             return f"{self.status} after {self.steps} of {self.total_steps} updates, without a result"
         score = self.last[self.result_split]
         return (
-            f"{self.result_split} accuracy {100 * score.accuracy:.2f} % ({score.correct} of {score.count} images, "
-            f"error {100 * score.error:.2f} %), {self.result_rule}"
+            f"{self.result_split} accuracy {100 * score.accuracy:.2f} % "
+            f"({count(score.correct)} of {count(score.count)} images, error {100 * score.error:.2f} %), "
+            f"{self.result_rule}"
         )
 
 

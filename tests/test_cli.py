@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,32 @@ def test_help_and_configuration(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "  lr: 0.3\n" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version(tmp_path: Path) -> None:
+    assert call("--version", cwd=tmp_path) == (0, f"resnet-train {metadata.version('resnet-train')}\n", "")
+
+
+def test_a_configuration_that_would_be_refused_is_not_shown(tmp_path: Path) -> None:
+    code, out, err = call("--cfg", "job", "epochs=0", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err == call("epochs=0", cwd=tmp_path)[2]
+    code, out, err = call("--cfg", "job", "-m", "seed=0,1", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err == (
+        "resnet-train: --cfg shows the configuration of one run; expected no -m and no lists of values beside it\n"
+    )
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path) -> None:
+    home = tmp_path / "somebody's home"
+    home.mkdir()
+    code, out, _ = call("--cfg", "job", "dataset.root=~/pictures", cwd=tmp_path, HOME=str(home))
+    assert code == 0
+    assert f"  root: {home}/pictures\n" in out
+    code, _, err = call("dataset.root=~/pictures", "dataset.download=false", cwd=tmp_path, HOME=str(home))
+    assert code == 2
+    assert f"{home}/pictures" in err
 
 
 def test_yaml_of_the_users_own(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_every_truncation_is_damage(tmp_path: Path) -> None:
     [
         (
             SUMMARY,
-            "test accuracy 91.23 % (9123 of 10000 images, error 8.77 %), after the last of 3910 updates",
+            "test accuracy 91.23 % (9,123 of 10,000 images, error 8.77 %), after the last of 3910 updates",
         ),
         (
             replace(SUMMARY, status="interrupted", result=None, steps=120),
