@@ -8,6 +8,9 @@ favours none of them:
 - ``tuned``: what a careful user makes of it: the same loader with pinned memory and workers that stay, mixed precision,
   channels_last, nothing read from the device in between.
 - ``ours``: `TrainData.batch` and `train_step`, as the training loop calls them.
+
+Beside them the machine's limits are measured in each round: large matrix products and a large copy. They say what the
+network could reach here at most (`resnet_train.limits`).
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Generator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from resnet_train import cli
@@ -32,9 +36,7 @@ from resnet_train.explain import explain, is_config_error
 from resnet_train.files import check_available
 
 SIDES = ("tutorial", "tuned", "ours")
-# Updates at the start of each round that do not count: they start workers and fill caches, use up the batches that a
-# loader prepared while it was another loop's turn, and let the other's workers come to rest.
-UNMEASURED = 5
+FIRST_UPDATE_TIMEOUT_SECONDS = 600
 
 
 @dataclass
@@ -66,8 +68,10 @@ def main() -> None:
         sides = tuple(arguments.sides.split(","))
         if not set(sides) <= set(SIDES) or arguments.rounds < 1 or arguments.seconds <= 0:
             raise ConfigError(f"expected --sides among {','.join(SIDES)}, --rounds and --seconds above 0")
-        config, note = benchmark_config(arguments.overrides)
+        config, overrides, note = benchmark_config(arguments.overrides)
         report = measure(config, sides=sides, rounds=arguments.rounds, seconds=arguments.seconds)
+        if "ours" in sides:
+            report["first_update"] = first_update(overrides)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -81,8 +85,11 @@ def main() -> None:
             file.write("\n")
 
 
-def benchmark_config(overrides: list[str]) -> tuple[Config, str]:
-    """Compose as resnet-train does; without CIFAR-10 at hand, made-up images of the same shape take its place."""
+def benchmark_config(overrides: list[str]) -> tuple[Config, list[str], str]:
+    """Compose as resnet-train does; without CIFAR-10 at hand, made-up images of the same shape take its place.
+
+    Returns the configuration, the overrides that make it, and a few words on the images.
+    """
     config, _ = cli.compose_config(cli.parse(overrides), overrides)
     if isinstance(config.dataset, CifarConfig):
         try:
@@ -92,11 +99,10 @@ def benchmark_config(overrides: list[str]) -> tuple[Config, str]:
             shape = ["dataset=synthetic", "dataset.num_train=50000", "dataset.num_test=10", "dataset.image_size=32"]
             classes = 10 if config.dataset.name == "cifar10" else 100
             kept = [word for word in overrides if not cli.key_of(word).startswith("dataset")]
-            config, _ = cli.compose_config(
-                cli.parse(kept), [*kept, *shape, "dataset.augment.flip=true", f"dataset.num_classes={classes}"]
-            )
-            return config, "made-up images of the same shape, since CIFAR is not at hand"
-    return config, config.dataset.name
+            overrides = [*kept, *shape, "dataset.augment.flip=true", f"dataset.num_classes={classes}"]
+            config, _ = cli.compose_config(cli.parse(overrides), overrides)
+            return config, overrides, "made-up images of the same shape, since CIFAR is not at hand"
+    return config, overrides, config.dataset.name
 
 
 def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: float) -> dict[str, Any]:
@@ -106,200 +112,89 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
     memory) is not there for the others.
     """
     from resnet_train import build, environment
+    from resnet_train.contestants import Contestant
     from resnet_train.data import load
-    from resnet_train.resnet import multiply_adds
+    from resnet_train.limits import layers, roofline
 
     device = build.build_device(config.device)
     precision = build.build_precision(config.precision, device)
-    kernels = build.build_kernels(config.kernels, config.model, device)
+    kernels = build.build_kernels(config.kernels, config.model, device, compiled=config.compile == "true")
+    compiled, why_compiled = build.build_compile(config.compile, kernels, device)
     dataset = load(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
     model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
     results = {side: Result([]) for side in sides}
+    limits: dict[str, list[float]] = {"fp32": [], "half": [], "copy": []}
     with contextlib.ExitStack() as stack:
         contestants = {side: stack.enter_context(Contestant(config, side, seconds)) for side in sides}
+        machine = stack.enter_context(Contestant(config, "limits", seconds))
         for round_number in range(rounds + 1):
             for side, contestant in contestants.items():
                 images_per_second = contestant.round()
                 if round_number:
                     results[side].rounds.append(images_per_second)
+            for name, limit in machine.round().items():
+                limits[name].append(limit)
         threads = {contestant.threads for contestant in contestants.values()}
+        details = contestants["ours"].report() if "ours" in contestants else {}
+    ceiling = {name: statistics.median(values) for name, values in limits.items()}
+    found = layers(model, dataset.image_size)
+    is_half = precision != "fp32"
+    roof = roofline(
+        found,
+        flops=ceiling["half" if is_half else "fp32"],
+        bandwidth=ceiling["copy"],
+        bytes_a_value=2 if is_half else 4,
+    )
     return {
         "model": config.model.name,
         "batch_size": config.batch_size,
-        "multiply_adds": multiply_adds(model, dataset.image_size),
+        "multiply_adds": sum(layer.multiply_adds for layer in found),
         "num_train": len(dataset.train),
         "device": str(device),
         "hardware": environment.hardware(device),
         "precision": precision,
         "kernels": f"{kernels.name}: {kernels.reason}",
+        "compile": f"{str(compiled).lower()}: {why_compiled}",
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
         "seconds_a_round": seconds,
         "torch_threads": max(threads),
         "sides": {side: {**asdict(result), "median": result.median} for side, result in results.items()},
+        "limits": {"rounds": limits, "median": ceiling},
+        "roofline": {**asdict(roof), "images_per_second": roof.images_per_second},
+        "ours": details,
     }
 
 
-class Contestant:
-    """One loop in a process of its own."""
+def first_update(overrides: list[str]) -> dict[str, float]:
+    """Seconds from the start of ``resnet-train`` to the end of its first update, with empty caches and with full ones.
 
-    def __init__(self, config: Config, side: str, seconds: float) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_contestant, args=(config, side, seconds, multiprocessing.get_start_method(), theirs)
-        )
-        self._process.start()
-        theirs.close()
-        self.threads: int = self._receive()
-
-    def __enter__(self) -> Contestant:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join()
-
-    def round(self) -> float:
-        """Let it run for a while; images per second."""
-        self._pipe.send(True)
-        return float(self._receive())
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError as error:
-            self._process.join()
-            raise RunError(f"a loop ended early, with exit code {self._process.exitcode}; see above") from error
-
-
-def _contestant(config: Config, side: str, seconds: float, start_method: str, pipe: Connection) -> None:
-    """The process of a `Contestant`: a round for each message, until the other end closes."""
-    import torch
-
-    from resnet_train import build
-    from resnet_train.data import load
-
-    multiprocessing.set_start_method(start_method, force=True)  # for the workers of a DataLoader: as in any program
-    device = build.build_device(config.device)
-    precision = build.build_precision(config.precision, device)
-    dataset = load(config.dataset, seed=config.seed)
-    loop = (
-        _ours(config, dataset, device, precision)
-        if side == "ours"
-        else _reference(
-            config, dataset, device, precision="fp32" if side == "tutorial" else precision, tuned=side == "tuned"
-        )
-    )
-    pipe.send(torch.get_num_threads())
-    with contextlib.suppress(EOFError):
-        while pipe.recv():
-            for _ in range(UNMEASURED):
-                next(loop)
-            _wait(device)
+    The run is ended when its first row of metrics is there. What is compiled is kept in a folder of its own.
+    """
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {"XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+        for name in ("cold", "warm"):
+            directory = Path(folder, name)
+            table = directory / "metrics.csv"
+            words = [*overrides, "log_every=1", f"hydra.run.dir={cli.quoted(directory)}"]
+            command = [sys.executable, "-m", "resnet_train.train", *words]
             begun = time.perf_counter()
-            updates = 0
-            while time.perf_counter() - begun < seconds:
-                next(loop)
-                updates += 1
-            _wait(device)
-            pipe.send(updates * config.batch_size / (time.perf_counter() - begun))
-    loop.close()
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _ours(config: Config, dataset: Any, device: Any, precision: str) -> Generator[None, None, None]:
-    """The product's own batches and step, one update for each item."""
-    from resnet_train import build
-    from resnet_train.engine import train_step
-    from resnet_train.loop import at_rest
-
-    kernels = build.build_kernels(config.kernels, config.model, device)
-    data = build.build_train_data(config, dataset, device, kernels)
-    state = build.build_state(
-        config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
-    )
-    options = build.build_step_options(config, precision)
-    with at_rest():
-        while True:
-            images, labels = data.batch(state.step)
-            train_step(state, images, labels, lr=config.optim.lr, options=options)
-            yield
-
-
-def _reference(
-    config: Config, dataset: Any, device: Any, *, precision: str, tuned: bool
-) -> Generator[None, None, None]:
-    """The loop of tutorials, as it is or tuned, one update for each item."""
-    import torch
-    from PIL import Image
-    from torch.nn import functional as F
-    from torch.utils.data import DataLoader
-    from torch.utils.data import Dataset as TorchDataset
-    from torchvision import transforms
-
-    from resnet_train import build
-
-    pixels, labels = dataset.train.images.numpy(), dataset.train.labels.tolist()
-    augment = config.dataset.augment
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(dataset.image_size, padding=augment.crop_padding),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(config.dataset.mean, config.dataset.std),
-        ]
-    )
-
-    class Pictures(TorchDataset[tuple[torch.Tensor, int]]):
-        """PIL image, transform, label: what torchvision.datasets.CIFAR10 does."""
-
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return transform(Image.fromarray(pixels[index])), labels[index]
-
-    loader = DataLoader(
-        Pictures(),
-        batch_size=config.batch_size,
-        shuffle=True,
-        num_workers=os.cpu_count() or 1,
-        drop_last=True,
-        pin_memory=tuned and device.type == "cuda",
-        persistent_workers=tuned,
-    )
-    model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
-    model = model.to(device, memory_format=torch.channels_last if tuned else torch.contiguous_format)  # type: ignore[call-overload]
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.optim.lr, momentum=0.9, weight_decay=5e-4)
-    scaler = torch.amp.GradScaler("cuda", enabled=tuned and precision == "fp16")
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    running_loss, correct, total = 0.0, 0, 0
-    while True:
-        for images, targets in loader:
-            images, targets = images.to(device, non_blocking=tuned), targets.to(device, non_blocking=tuned)
-            if tuned:
-                images = images.contiguous(memory_format=torch.channels_last)
-            optimizer.zero_grad()
-            with torch.autocast(device.type, dtype=dtype, enabled=tuned and precision != "fp32"):
-                outputs = model(images)
-                loss = F.cross_entropy(outputs, targets)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            if not tuned:
-                running_loss += loss.item()
-                correct += (outputs.argmax(1) == targets).sum().item()
-                total += len(targets)
-            yield
+            with open(Path(folder, "output"), "w+") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **caches})
+                try:
+                    while not table.exists() or table.read_text().count("\n") < 2:
+                        if process.poll() is not None or time.perf_counter() - begun > FIRST_UPDATE_TIMEOUT_SECONDS:
+                            output.seek(0)
+                            said = output.read().strip().splitlines() or ["nothing"]
+                            raise RunError(f"resnet-train made no first update; it said: {said[-1]}")
+                        time.sleep(0.005)
+                    seconds[name] = time.perf_counter() - begun
+                finally:
+                    process.kill()
+                    process.wait()
+            shutil.rmtree(directory, ignore_errors=True)
+    return seconds
 
 
 def table(report: dict[str, Any]) -> str:
@@ -308,25 +203,59 @@ def table(report: dict[str, Any]) -> str:
         f"{report['model']}, batch {report['batch_size']}, {report['multiply_adds'] / 1e6:,.1f} M multiply-adds an "
         f"image, {report['images']}",
         f"{report['device']} ({report['hardware']}), ours and tuned in {report['precision']}, tutorial in fp32",
-        f"ours with kernels {report['kernels']}",
+        f"ours: kernels {report['kernels']}; compile {report['compile']}",
         "",
         f"{'':10}{'images/s':>10}{'lowest':>10}{'highest':>10}{'epoch s':>10}",
     ]
-    for side, result in report["sides"].items():
+    sides, num_train = report["sides"], report["num_train"]
+    for side, result in sides.items():
         rounds, median = result["rounds"], result["median"]
-        lines.append(
-            f"{side:10}{median:10,.0f}{min(rounds):10,.0f}{max(rounds):10,.0f}{report['num_train'] / median:10.1f}"
-        )
-    if "ours" in report["sides"]:
-        ours = report["sides"]["ours"]["rounds"]
+        lines.append(f"{side:10}{median:10,.0f}{min(rounds):10,.0f}{max(rounds):10,.0f}{num_train / median:10.1f}")
+    if "ours" in sides:
         for side in ("tutorial", "tuned"):
-            if side in report["sides"]:
-                ratios = [a / b for a, b in zip(ours, report["sides"][side]["rounds"], strict=True)]
+            if side in sides:
+                pairs = zip(sides["ours"]["rounds"], sides[side]["rounds"], strict=True)
+                ratios = [ours / other for ours, other in pairs]
                 lines.append(
                     f"ours / {side}: {statistics.median(ratios):.2f} (lowest {min(ratios):.2f}, "
                     f"highest {max(ratios):.2f}, of {len(ratios)} rounds side by side)"
                 )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *limit_lines(report), *(detail_lines(report) if "ours" in sides else [])])
+
+
+def limit_lines(report: dict[str, Any]) -> list[str]:
+    """What the machine can do, and what that means for this network."""
+    limits, roof = report["limits"]["median"], report["roofline"]
+    lines = [
+        f"limits here: matrix products {limits['fp32'] / 1e9:,.0f} GFLOP/s in fp32 and {limits['half'] / 1e9:,.0f} in "
+        f"half precision, copies {limits['copy'] / 1e9:,.1f} GB/s",
+        f"roofline: {1 / roof['compute']:,.0f} images/s by its products alone, {1 / roof['memory']:,.0f} by its memory "
+        f"alone, {roof['images_per_second']:,.0f} one after the other",
+    ]
+    if "ours" in report["sides"]:
+        reached = report["sides"]["ours"]["median"]
+        lines.append(
+            f"ours reaches {reached * roof['compute']:.0%} of the products' limit and "
+            f"{reached / roof['images_per_second']:.0%} of the roofline"
+        )
+    return lines
+
+
+def detail_lines(report: dict[str, Any]) -> list[str]:
+    """What else is known about our loop."""
+    ours, first = report["ours"], report["first_update"]
+    phases = ", ".join(f"{phase} {share:.1%}" for phase, share in ours["phases"].items())
+    epoch_seconds = report["num_train"] / report["sides"]["ours"]["median"]
+    evaluation, checkpoint = ours["evaluation"], ours["checkpoint"]
+    return [
+        f"time: {phases}; idle {ours['idle']:.1%}",
+        f"evaluation of {evaluation['images']:,} images: {evaluation['seconds']:.2f} s, "
+        f"{evaluation['seconds'] / epoch_seconds:.1%} of an epoch",
+        f"a checkpoint of {checkpoint['bytes'] / 1e6:,.1f} MB stops training for {checkpoint['stops_seconds']:.3f} s "
+        f"and is on disk after {checkpoint['written_seconds']:.3f} s",
+        f"peak memory: {ours['peak_memory_bytes'] / 1e6:,.0f} MB",
+        f"first update: {first['warm']:.1f} s after the start, {first['cold']:.1f} s with nothing compiled yet",
+    ]
 
 
 if __name__ == "__main__":

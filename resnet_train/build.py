@@ -89,11 +89,13 @@ class Kernels:
 PLAIN = Kernels("plain", "PyTorch's own")
 
 
-def build_kernels(name: str, config: ModelConfig, device: torch.device) -> Kernels:
+def build_kernels(name: str, config: ModelConfig, device: torch.device, *, compiled: bool = False) -> Kernels:
     """What ``auto``, ``plain`` or ``fused`` means here; raises `ConfigError` where ``fused`` cannot be had."""
     why_not = ""
     if name == "plain":
         why_not = "asked for"
+    elif compiled:
+        why_not = "torch.compile makes its own"
     elif device.type != "cpu":
         why_not = f"the fused ones are for the CPU, this runs on {device.type}"
     elif config.activation != "relu":
@@ -106,6 +108,25 @@ def build_kernels(name: str, config: ModelConfig, device: torch.device) -> Kerne
     if name == "fused":
         raise ConfigError(f"kernels: expected to find what kernels=fused needs, but {why_not}; try kernels=auto")
     return Kernels("plain", why_not)
+
+
+def build_compile(word: str, kernels: Kernels, device: torch.device) -> tuple[bool, str]:
+    """Whether the network is compiled by `torch.compile` for training, and why; raises `ConfigError` if it cannot be.
+
+    What pays where: docs/performance.md.
+    """
+    if word == "false":
+        return False, "asked for"
+    if word == "true":
+        if device.type == "cpu":
+            try:
+                native.compiler()
+            except native.Unavailable as error:
+                raise ConfigError(f"compile: expected to find what compile=true needs, but {error}") from error
+        return True, "asked for"
+    if device.type == "cpu":
+        return False, "slower than the fused kernels" if kernels.name == "fused" else "slower for thin networks"
+    return False, f"not measured yet on {device.type}"
 
 
 def build_model(config: ModelConfig, *, num_classes: int, seed: int, kernels: Kernels = PLAIN) -> CifarResNet | ResNet:

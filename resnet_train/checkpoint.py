@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 import struct
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,48 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def copy_of(content: Any) -> Any:
+    """Tensors, dictionaries, lists and tuples in memory of their own, on the CPU."""
+    match content:
+        case torch.Tensor():
+            return content.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copy_of(value) for key, value in content.items()}
+        case list() | tuple():
+            return type(content)(copy_of(value) for value in content)
+        case _:
+            return content
+
+
 class Checkpoints:
     """The checkpoints of one run: ``step-<updates>.pt``, and ``last.pt`` and ``best.pt``, which are links to them."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._begun: Future[Path] | None = None
+
+    def begin_save(self, content: dict[str, Any], *, step: int, best: bool = False) -> None:
+        """Copy ``content`` as it is now and let `save` write the copy while training goes on.
+
+        Waits for the one before, and raises what that raised: nothing fails unseen, if `finish` is called at the end.
+        The process does not end before the file is written, unless it is killed; then the one before is in place.
+        """
+        copied = copy_of(content)
+        self.finish()
+        self._begun = self._writer.submit(self.save, copied, step=step, best=best)
+
+    def check(self) -> None:
+        """Raise `RunError` if what was begun has failed by now."""
+        if self._begun is not None and self._begun.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until what was begun is on disk; raises `RunError` if it could not be written."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
 
     def save(self, content: dict[str, Any], *, step: int, best: bool = False) -> Path:
         """Write the checkpoint of ``step`` updates, then let the oldest go; raises `RunError` if it cannot."""

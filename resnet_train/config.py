@@ -244,6 +244,8 @@ class Config:
     device: str
     precision: str
     kernels: str
+    compile: str  # auto, true, false
+    profile: bool
     eval_every: Any  # duration
     log_every: int  # updates
     checkpoint: CheckpointConfig
@@ -251,6 +253,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for the first value that is out of range or contradicts another."""
+        self.compile = self.compile.lower()  # YAML's true arrives as True
         check_model(self.model)
         check_dataset(self.dataset)
         check_optim(self.optim)
@@ -455,6 +458,11 @@ def check_top_level(config: Config) -> None:
         raise ConfigError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
     _choice("precision", config.precision, ("auto", "fp32", "bf16", "fp16"))
     _choice("kernels", config.kernels, ("auto", "plain", "fused"))
+    _choice("compile", config.compile, ("auto", "true", "false"))
+    if config.kernels == "fused" and config.compile == "true":
+        raise ConfigError(
+            "compile=true needs operations that torch.compile can look into, got kernels=fused; try kernels=auto"
+        )
     if config.precision == "fp16" and config.device in ("cpu", "mps"):
         raise ConfigError(
             f"precision=fp16 needs a CUDA device, got device={config.device}; try precision=bf16 or precision=fp32"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,19 @@ class Evaluation:
     count: int
 
 
-def train_step(state: TrainState, images: Tensor, labels: Tensor, *, lr: float, options: StepOptions) -> StepOutput:
+def train_step(
+    state: TrainState,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    lr: float,
+    options: StepOptions,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> StepOutput:
     """Make one update of ``state`` in place and count it.
 
-    ``images`` ``(B, 3, H, W)``; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``. No synchronisation with
+    ``images`` ``(B, 3, H, W)``; ``forward``: the model itself unless another way through it is given, such as a
+    compiled one; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``. No synchronisation with
     the device.
     """
     for group in state.optimizer.param_groups:
@@ -57,7 +66,7 @@ def train_step(state: TrainState, images: Tensor, labels: Tensor, *, lr: float, 
     losses, correct = [], []
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
         with autocast(images.device, options.precision):
-            logits = state.model(images_)
+            logits = (forward or state.model)(images_)
         loss = F.cross_entropy(logits.float(), labels_, label_smoothing=options.label_smoothing)
         state.scaler.scale(loss / options.accumulate).backward()
         losses.append(loss.detach())

@@ -8,8 +8,8 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,9 +23,10 @@ from resnet_train.config import Config, check_lengths, steps_per_epoch, total_st
 from resnet_train.console import Progress, count, duration, header, progress_bar
 from resnet_train.data import EvalData, TrainData, load
 from resnet_train.engine import StepOptions, evaluate, grad_norm, train_step
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.interrupt import Interrupted, Interrupts
 from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
+from resnet_train.profiling import Profiler
 from resnet_train.resnet import multiply_adds, num_parameters
 from resnet_train.resume import Invocation, check_same_run, is_run
 from resnet_train.schedule import Rate, due
@@ -63,6 +64,13 @@ class Clock:
         self.images += images
         self._running_since = None
 
+    def discard(self) -> float:
+        """Leave out the time since `start`, and begin to count anew; returns those seconds."""
+        assert self._running_since is not None
+        seconds = time.perf_counter() - self._running_since
+        self._running_since = time.perf_counter()
+        return seconds
+
     def mark(self) -> tuple[float, int]:
         """Now, for `speed`."""
         return self.train_seconds, self.images
@@ -92,6 +100,8 @@ class Run:
     device: torch.device
     precision: str
     state: TrainState
+    forward: Callable[[torch.Tensor], torch.Tensor]  # of state.model, in training
+    profiler: Profiler
     train_data: TrainData
     eval_data: dict[str, EvalData]  # split: its images
     classes: tuple[str, ...]
@@ -137,6 +147,8 @@ def train(config: Config, directory: Path, *, command: str, invocation: Invocati
         summary.write(directory)
         return summary
     except Exception as error:
+        with suppress(RunError):  # the first error is the one to tell
+            run.checkpoints.finish()
         summarise(run, status, error=str(error)).write(directory)
         raise
     finally:
@@ -148,7 +160,8 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
     clock = Clock()
     device = build.build_device(config.device)
     precision = build.build_precision(config.precision, device)
-    kernels = build.build_kernels(config.kernels, config.model, device)
+    kernels = build.build_kernels(config.kernels, config.model, device, compiled=config.compile == "true")
+    compiled, why_compiled = build.build_compile(config.compile, kernels, device)
     set_deterministic(config.deterministic)
     dataset = load(config.dataset, seed=config.seed)
     check_lengths(config, len(dataset.train))
@@ -175,6 +188,8 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
         device=device,
         precision=precision,
         state=state,
+        forward=torch.compile(state.model, dynamic=False) if compiled else state.model,
+        profiler=Profiler(directory, device, enabled=config.profile, updates_left=total - state.step),
         train_data=build.build_train_data(config, dataset, device, kernels),
         eval_data={name: build.build_eval_data(config.dataset, split, device) for name, split in splits.items()},
         classes=dataset.classes,
@@ -201,11 +216,12 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
             "device": str(device),
             "hardware": environment.hardware(device),
             "kernels": kernels.name,
+            "compiled": compiled,
             "versions": environment.versions(),
             "git_commit": environment.git_commit(),
         },
     )
-    describe(run, kernels, image_size=dataset.image_size)
+    describe(run, kernels, why_compiled, image_size=dataset.image_size)
     if state.step == total:
         chosen = ("loss/test", "accuracy/test") if run.watched == "val" else ()  # score_best is about to write them
         run.tensorboard.write(total, {tag: value for tag, value in run.table.row.items() if tag not in chosen})
@@ -262,14 +278,21 @@ def fit(run: Run) -> int | None:
     with Interrupts() as interrupts, progress_bar(done=state.step, total=run.total_steps) as progress, at_rest():
         clock.start()
         unread = 0  # updates since the last synchronisation
-        for step in range(state.step, run.total_steps):
+        first = state.step
+        for step in range(first, run.total_steps):
+            run.profiler.before_update(step)
             images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
             if config.model.dropout:
                 seed_everything(config.seed, "dropout", step)
-            output = train_step(state, images, labels, lr=run.rate(step), options=run.options)
+            output = train_step(state, images, labels, lr=run.rate(step), options=run.options, forward=run.forward)
+            run.profiler.after_update(state.step)
             metrics.add(output)
             progress.advance()
             unread += 1
+            if run.facts["compiled"] and step == first:
+                metrics.read(state.step)
+                logger.info("first update, with compilation, in %.1f s: left out of the training time", clock.discard())
+                unread = 0
 
             done, last = state.step, state.step == run.total_steps
             log_due = done % config.log_every == 0 or last
@@ -282,6 +305,7 @@ def fit(run: Run) -> int | None:
                 continue
             # The only synchronisation with the device; raises if a loss is not finite.
             metrics.read(done, grad_norm(state, output) if is_due else None)
+            run.checkpoints.check()
             clock.stop(unread * config.batch_size)
             unread = 0
             row: Row = {"epoch": float(done / run.steps_per_epoch), "lr": run.rate(step)}
@@ -307,8 +331,10 @@ def fit(run: Run) -> int | None:
             if save_due or stop or (is_best and run.watched == "val"):
                 save(run, best=is_best and run.watched == "val")
             if stop:
+                run.checkpoints.finish()
                 return stop
             clock.start()
+        run.checkpoints.finish()
     return None
 
 
@@ -390,7 +416,7 @@ def score_best(run: Run) -> None:
 
 
 def save(run: Run, *, best: bool = False) -> None:
-    """Write a checkpoint of this very moment."""
+    """Begin to write a checkpoint of this very moment; it is on disk when the next one begins, or `fit` returns."""
     content = {
         "format": FORMAT,
         "state": run.state.state_dict(),
@@ -402,10 +428,10 @@ def save(run: Run, *, best: bool = False) -> None:
         "versions": run.facts["versions"],
         "clock": run.clock.state_dict(),
     }
-    run.checkpoints.save(content, step=run.state.step, best=best)
+    run.checkpoints.begin_save(content, step=run.state.step, best=best)
 
 
-def describe(run: Run, kernels: build.Kernels, *, image_size: int) -> None:
+def describe(run: Run, kernels: build.Kernels, why_compiled: str, *, image_size: int) -> None:
     """Log the header."""
     config, facts, images = run.config, run.facts, run.facts["images"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in images.items())
@@ -423,6 +449,7 @@ def describe(run: Run, kernels: build.Kernels, *, image_size: int) -> None:
             ),
             ("device", f"{facts['device']} ({facts['hardware']}), {run.precision}"),
             ("kernels", f"{kernels.name}: {kernels.reason}"),
+            ("compile", f"{str(facts['compiled']).lower()}: {why_compiled}"),
             ("length", f"{length}, {epochs(run)} epochs, seed {config.seed}"),
             ("directory", str(run.directory)),
         ]

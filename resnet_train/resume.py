@@ -18,6 +18,7 @@ CHANGEABLE = frozenset(
     {
         "checkpoint.every",
         "checkpoint.keep",
+        "compile",
         "dataset.cache",
         "dataset.download",
         "dataset.mirrors",
@@ -29,6 +30,7 @@ CHANGEABLE = frozenset(
         "kernels",
         "log_every",
         "name",
+        "profile",
         "precision",  # the word may change, what it means on this machine may not: loop.restore compares that
         "resume",
         "steps",

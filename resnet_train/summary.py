@@ -55,6 +55,7 @@ class Summary:
     hardware: str = ""
     precision: str = ""
     kernels: str = ""
+    compiled: bool = False
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None  # of the project's source; with "+changes" where it was modified

@@ -10,6 +10,8 @@ import random
 import re
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -420,3 +422,45 @@ def test_a_damaged_later_checkpoint_does_not_push_out_whole_ones(tmp_path: Path)
     (tmp_path / "step-00000010.pt").write_bytes(b"damaged")
     checkpoints.save({"format": FORMAT}, step=7)
     assert [path.name for path in sorted(tmp_path.glob("step-*.pt"))] == ["step-00000007.pt"]
+
+
+# ------------------------------------------------------------------------------------------------------ beside training
+
+
+def test_what_is_written_beside_is_what_was_there_when_it_began(checkpoints: Checkpoints) -> None:
+    changing = content(1)
+    checkpoints.begin_save(changing, step=1, best=True)
+    changing["weights"].fill_(7)
+    changing["step"] = 7
+    checkpoints.begin_save(changing, step=7)
+    changing["weights"].zero_()
+    checkpoints.finish()
+    assert files(checkpoints.folder) == ["best.pt", "last.pt", "step-00000001.pt", "step-00000007.pt"]
+    assert_content(read(checkpoints.folder / "step-00000001.pt"), step=1)
+    last = read(checkpoints.folder / "last.pt")
+    assert last["step"] == 7
+    assert (last["weights"] == 7).all()
+
+
+@pytest.mark.parametrize("told_by", ["check", "finish", "begin_save"])
+def test_what_fails_beside_is_told_once(tmp_path: Path, told_by: str) -> None:
+    (tmp_path / "file").touch()
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", keep=1)
+    checkpoints.check()
+    checkpoints.begin_save(content(1), step=1)
+    with pytest.raises(RunError, match=r"^cannot write the checkpoint .*/step-00000001\.pt: Not a directory; the "):
+        while True:  # check tells it as soon as it is known
+            checkpoints.begin_save(content(2), step=2) if told_by == "begin_save" else getattr(checkpoints, told_by)()
+            assert told_by == "check"
+    checkpoints.check()
+    checkpoints.finish()
+
+
+def test_a_process_that_ends_first_ends_its_checkpoint(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from resnet_train.checkpoint import FORMAT, Checkpoints\n"
+        "content = {'format': FORMAT, 'weights': torch.ones(4_000_000)}\n"
+        "Checkpoints(Path(sys.argv[1]), keep=1).begin_save(content, step=3)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert read(tmp_path / "last.pt")["weights"].sum() == 4_000_000

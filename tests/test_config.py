@@ -149,6 +149,8 @@ def test_default_config() -> None:
         "device": "auto",
         "precision": "auto",
         "kernels": "auto",
+        "compile": "auto",
+        "profile": False,
         "eval_every": 1,
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},
