@@ -66,7 +66,7 @@ def train_step(
     losses, correct = [], []
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
         with autocast(images.device, options.precision):
-            logits = (forward or state.model)(images_)
+            logits = (state.model if forward is None else forward)(images_)
         loss = F.cross_entropy(logits.float(), labels_, label_smoothing=options.label_smoothing)
         state.scaler.scale(loss / options.accumulate).backward()
         losses.append(loss.detach())

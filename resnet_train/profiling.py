@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ class Profiler:
         """Begin where it is time; ``step`` updates are completed."""
         self._updates += 1
         if self._enabled and self._updates == self._first:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls the lack of a GPU an error
             cuda = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
             self._profile.start()

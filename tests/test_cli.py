@@ -221,7 +221,7 @@ def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path) -> None:
     home.mkdir()
     code, out, _ = call("--cfg", "job", "dataset.root=~/pictures", cwd=tmp_path, HOME=str(home))
     assert code == 0
-    assert f"  root: {home}/pictures\n" in out
+    assert f" root: {home}/pictures " in " ".join(out.split())  # a long one is folded
     code, _, err = call("dataset.root=~/pictures", "dataset.download=false", cwd=tmp_path, HOME=str(home))
     assert code == 2
     assert f"{home}/pictures" in err
