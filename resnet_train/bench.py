@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import cli
-from resnet_train.config import CifarConfig, Config, register_schema
+from resnet_train.config import Config, register_schema
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import explain, is_config_error
-from resnet_train.files import check_available
 
 SIDES = ("tutorial", "tuned", "ours")
 FIRST_UPDATE_TIMEOUT_SECONDS = 600
@@ -68,7 +67,7 @@ def main() -> None:
         sides = tuple(arguments.sides.split(","))
         if not set(sides) <= set(SIDES) or arguments.rounds < 1 or arguments.seconds <= 0:
             raise ConfigError(f"expected --sides among {','.join(SIDES)}, --rounds and --seconds above 0")
-        config, overrides, note = benchmark_config(arguments.overrides)
+        config, overrides, note = cli.offline_config(arguments.overrides)
         report = measure(config, sides=sides, rounds=arguments.rounds, seconds=arguments.seconds)
         if "ours" in sides:
             report["first_update"] = first_update(overrides)
@@ -83,26 +82,6 @@ def main() -> None:
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
-
-
-def benchmark_config(overrides: list[str]) -> tuple[Config, list[str], str]:
-    """Compose as resnet-train does; without CIFAR-10 at hand, made-up images of the same shape take its place.
-
-    Returns the configuration, the overrides that make it, and a few words on the images.
-    """
-    config, _ = cli.compose_config(cli.parse(overrides), overrides)
-    if isinstance(config.dataset, CifarConfig):
-        try:
-            config.dataset.download = False
-            check_available(config.dataset)
-        except ConfigError:
-            shape = ["dataset=synthetic", "dataset.num_train=50000", "dataset.num_test=10", "dataset.image_size=32"]
-            classes = 10 if config.dataset.name == "cifar10" else 100
-            kept = [word for word in overrides if not cli.key_of(word).startswith("dataset")]
-            overrides = [*kept, *shape, "dataset.augment.flip=true", f"dataset.num_classes={classes}"]
-            config, _ = cli.compose_config(cli.parse(overrides), overrides)
-            return config, overrides, "made-up images of the same shape, since CIFAR is not at hand"
-    return config, overrides, config.dataset.name
 
 
 def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: float) -> dict[str, Any]:

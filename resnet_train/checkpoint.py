@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 import struct
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from resnet_train.errors import ConfigError, RunError
 
 FORMAT = 1
+RETRY_SECONDS = 1.0
 _END = struct.pack("<I", 0x06054B50)  # signature of the ZIP record that ends an archive
 _END_LENGTH = 22  # bytes of that record up to the comment; its last two bytes are the comment's length
 _PREFIX = b"sha256:"
@@ -97,6 +99,34 @@ def copy_of(content: Any) -> Any:
             return content
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run directory (the best ones if it has them, else the newest), a checkpoint, or a state dict.
+
+    The moving average where there is one. Raises `ConfigError` for anything else; never runs code of the file.
+    """
+    if path.is_dir():
+        found = [file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file()]
+        if not found:
+            raise ConfigError(f"init_from: expected a run with checkpoints, got {path}, which has none")
+        path = found[0]
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and isinstance(content.get("state"), dict):
+            state = read(path)["state"]
+            content = state["model"] if state["ema"] is None else state["ema"]
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, DamagedCheckpoint) as error:
+        raise ConfigError(f"init_from: cannot read {path}: {_first_line(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ConfigError(
+            f"init_from: expected weights by name in {path}, got {type(content).__name__} of other things"
+        )
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class Checkpoints:
     """The checkpoints of one run: ``step-<updates>.pt``, and ``last.pt`` and ``best.pt``, which are links to them."""
 
@@ -131,8 +161,7 @@ class Checkpoints:
         """Write the checkpoint of ``step`` updates, then let the oldest go; raises `RunError` if it cannot."""
         path = self.folder / f"step-{step:08d}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(path, content)
+            self._write_once_more(path, content)
             _link(path, self.folder / "last.pt")
             if best:
                 _link(path, self.folder / "best.pt")
@@ -146,6 +175,20 @@ class Checkpoints:
                 f"Free the disk or make it writable, then resume"
             ) from error
         return path
+
+    def _write_once_more(self, path: Path, content: dict[str, Any]) -> None:
+        """Write, and if that fails, try again after a moment: others may have made room."""
+        for seconds in (RETRY_SECONDS, None):
+            try:
+                # Not its parents: where the run's directory was taken away, a new one would hide that.
+                self.folder.mkdir(exist_ok=True)
+                write(path, content)
+                return
+            except OSError as error:
+                if seconds is None:
+                    raise
+                logger.warning("cannot write the checkpoint %s: %s; trying once more", path, error)
+                time.sleep(seconds)
 
     def exist(self) -> bool:
         """Whether there is any checkpoint, whole or not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -35,9 +36,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_train import resume, rundir, summary
-from resnet_train.config import Config, config_folder, options_of, register_schema, unknown_keys
+from resnet_train.config import CifarConfig, Config, config_folder, options_of, register_schema, unknown_keys
 from resnet_train.console import duration
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import PROGRAM, explain, is_config_error, natural, unknown_key_message
 from resnet_train.files import check_available
 from resnet_train.interrupt import Interrupted
@@ -62,6 +63,8 @@ def main(words: list[str]) -> int:
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
+        if isinstance(error, ConfigError) and error.details:
+            print(error.details, file=sys.stderr)
         code = EXIT_CONFIG if is_config_error(error) else EXIT_FAILED
         print(f"{PROGRAM}: {explain(error)}", file=sys.stderr)
         return code
@@ -246,12 +249,35 @@ def to_config(composed: DictConfig) -> Config:
     return config
 
 
+def offline_config(overrides: list[str]) -> tuple[Config, list[str], str]:
+    """Compose as resnet-train does; without CIFAR-10 at hand, made-up images of the same shape take its place.
+
+    Returns the configuration, the overrides that make it, and a few words on the images.
+    """
+    config, _ = compose_config(parse(overrides), overrides)
+    if isinstance(config.dataset, CifarConfig):
+        try:
+            config.dataset.download = False
+            check_available(config.dataset)
+        except ConfigError:
+            shape = ["dataset=synthetic", "dataset.num_train=50000", "dataset.num_test=10", "dataset.image_size=32"]
+            classes = 10 if config.dataset.name == "cifar10" else 100
+            kept = [word for word in overrides if not key_of(word).startswith("dataset")]
+            overrides = [*kept, *shape, "dataset.augment.flip=true", f"dataset.num_classes={classes}"]
+            config, _ = compose_config(parse(overrides), overrides)
+            return config, overrides, "made-up images of the same shape, since CIFAR is not at hand"
+    return config, overrides, config.dataset.name
+
+
 # -------------------------------------------------------------------------------------------------------------- running
 
 
 def _run(request: Request) -> int:
     """One run, new or taken up again."""
     given = request.overrides
+    for word in given:
+        if word.partition("=")[0] in ("sweep", "max_failures"):
+            raise ConfigError(f"{key_of(word)}: it is for sweeps; put -m in front, or leave it out")
     asked = [word for word in given if key_of(word) == "resume"]
     directory: Path | None = None
     if asked and asked[-1].partition("=")[2] != "null":
@@ -284,6 +310,7 @@ def _run(request: Request) -> int:
             print(f"finished already: {finished.sentence()}\n{finished.directory}")
             return 0
     check_available(config.dataset)
+    check_weights(config)
     made = False
     if directory is None:
         directory = Path(hydra_node.run.dir)
@@ -302,6 +329,14 @@ def _run(request: Request) -> int:
     return 0
 
 
+def check_weights(config: Config) -> None:
+    """Raise `ConfigError` where ``init_from`` names nothing."""
+    if config.init_from is not None and not Path(config.init_from).exists():
+        raise ConfigError(
+            f"init_from: expected a run directory or a file, got {config.init_from!r}, which does not exist"
+        )
+
+
 def _resumed_directory(word: str) -> Path:
     word = word.strip("\"'")
     if not word:
@@ -311,25 +346,46 @@ def _resumed_directory(word: str) -> Path:
 
 def _sweep(request: Request) -> int:
     """A job for each combination; whatever happens to one of them, the others run. Ends with a table."""
+    name, allowed_failures = _sweep_words(request)
     if any(key_of(word) == "resume" for word in request.overrides):
         raise ConfigError("resume: expected one run, got a sweep (-m); resume its jobs one by one, without -m")
     combinations = expand(request.overrides)
     for combination in combinations[:MAX_CHECKED_JOBS]:
         config, _ = compose_config(request, combination)
         check_available(config.dataset)
+        check_weights(config)
     first = combinations[0]
     _, hydra_node = compose_config(request, [*first, "hydra.mode=MULTIRUN"])
-    fixed = any(key_of(word) == "hydra.sweep.dir" for word in request.overrides)
-    directory = Path(hydra_node.sweep.dir)
+    fixed = name is not None or any(key_of(word) == "hydra.sweep.dir" for word in request.overrides)
+    directory = Path("outputs", "sweeps", name) if name is not None else Path(hydra_node.sweep.dir)
     directory = directory.absolute() if fixed else rundir.create(directory)
-    global _flags
-    _flags = request.flags
+    global _flags, _failures_left
+    _flags, _failures_left = request.flags, allowed_failures
     words = [word for word in request.overrides if key_of(word) != "hydra.sweep.dir"]
     try:
         _call_hydra([*request.flags, *words, f"hydra.sweep.dir={quoted(directory)}", "--multirun"])
+    except TooManyFailures:
+        raise RunError(f"the sweep was ended after {allowed_failures} failed jobs, as max_failures asks for") from None
     finally:
-        print_table(directory)
+        print_table(directory, combinations)
     return 0
+
+
+class TooManyFailures(BaseException):
+    """Ends a sweep: not an ``Exception``, which Hydra would keep until all jobs have run."""
+
+
+def _sweep_words(request: Request) -> tuple[str | None, int | None]:
+    """Take ``sweep=NAME`` and ``max_failures=N`` out of the overrides."""
+    found = {"sweep": "", "max_failures": ""}
+    for word in request.overrides:
+        if word.partition("=")[0] in found:
+            found[word.partition("=")[0]] = word.partition("=")[2]
+            if not re.fullmatch(r"[\w.+-]+" if word.startswith("sweep=") else r"[1-9]\d*", word.partition("=")[2]):
+                expected = "a name of letters, digits and . _ + -" if word.startswith("sweep=") else "a number above 0"
+                raise ConfigError(f"{key_of(word)}: expected {expected}, got {word.partition('=')[2]!r}")
+    request.overrides = [word for word in request.overrides if word.partition("=")[0] not in found]
+    return found["sweep"] or None, int(found["max_failures"]) if found["max_failures"] else None
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -345,18 +401,21 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in product(*axes)]
 
 
-def print_table(directory: Path) -> None:
-    """Print the jobs of a sweep with their results."""
-    jobs = sorted(
-        (path.parent for path in directory.glob(f"*/{resume.INVOCATION}")),
-        key=lambda job: (int(job.name.partition("-")[0]) if job.name.partition("-")[0].isdigit() else 0, job.name),
-    )
-    if jobs:
-        overrides = [" ".join(resume.read_invocation(job).overrides) for job in jobs]
+def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> None:
+    """Print the jobs of a sweep with their results: those of this command in its order, then those of earlier ones."""
+    tasks = [[word for word in words if not key_of(word).startswith("hydra.")] for words in combinations]
+    order = {frozenset(words): number for number, words in enumerate(tasks)}
+    found = []
+    for path in directory.glob(f"*/{resume.INVOCATION}"):
+        words = resume.read_invocation(path.parent).overrides
+        found.append((order.get(frozenset(words), len(order)), " ".join(words), path.parent))
+    if found:
+        jobs, overrides = [job for _, _, job in sorted(found)], [words for _, words, _ in sorted(found)]
         print(f"\n{summary.sweep_table(jobs, overrides)}\n\nsweep: {directory}")
         print(f"tensorboard --logdir {shlex.quote(str(directory))}")
 
 
+_failures_left: int | None = None  # of a sweep, until it ends
 _flags: list[str] = []  # of this process's command line; Hydra does not hand them to the task
 _failure: list[Exception] = []  # of a single run: raised behind Hydra's back, which would print lines of its own
 
@@ -368,15 +427,25 @@ def _task(composed: DictConfig) -> float | None:
         return _job(composed, hydra_config)
     except Exception as error:
         if hydra_config.mode == RunMode.MULTIRUN:
+            _count_failure()
             raise
         _failure.append(error)
         return None
 
 
+def _count_failure() -> None:
+    global _failures_left
+    if _failures_left is not None:
+        _failures_left -= 1
+        if _failures_left == 0:
+            raise TooManyFailures
+
+
 def _job(composed: DictConfig, hydra_config: Any) -> float | None:
     directory = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
-    invocation = Invocation(_flags, overrides)
+    # A change is forced through once, not whenever the run is taken up again.
+    invocation = Invocation(_flags, [word for word in overrides if key_of(word) != "resume_force"])
     with rundir.log_file(directory):
         if not resume.is_run(directory):
             invocation.write(directory)

@@ -8,6 +8,7 @@ module does not import torch: whatever is wrong with a configuration is said wit
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from resnet_train.errors import ConfigError
 from resnet_train.schedule import parse_duration, to_steps
@@ -250,6 +252,8 @@ class Config:
     log_every: int  # updates
     checkpoint: CheckpointConfig
     resume: str | None
+    resume_force: bool
+    init_from: str | None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for the first value that is out of range or contradicts another."""
@@ -285,11 +289,17 @@ SCHEMA: dict[str, type] = {
 
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema/...``, which the YAML files name first in their defaults."""
+    OmegaConf.register_new_resolver("job_id", job_id, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     for path, node in SCHEMA.items():
         group, name = path.split("/")
         store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def job_id(overrides: str) -> str:
+    """Eight hexadecimal digits that tell a sweep's jobs apart by their overrides, whatever their number or order."""
+    return hashlib.sha256(overrides.encode()).hexdigest()[:8]
 
 
 def known_num_train(dataset: DatasetConfig) -> int | None:

@@ -6,6 +6,10 @@ from __future__ import annotations
 class ConfigError(ValueError):
     """What was asked for cannot be done: exit code 2. Says what was expected, what was given, and what mends it."""
 
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details  # what a terminal shows above the message
+
 
 class RunError(RuntimeError):
     """The run started and failed: exit code 1."""

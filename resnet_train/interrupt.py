@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the loop asks between two updates, not as an exception anywhere."""
+"""Ctrl-C and other signals as a question that the loop asks between two updates, not as an exception anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler can be told to start again
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,14 +19,17 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What shells report for a process that ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.signum
+        """What shells report for a process that ended by this signal, 130 for Ctrl-C, 143 for SIGTERM; or requeue."""
+        return EXIT_REQUEUE if self.signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + self.signum
 
 
 class Interrupts:
-    """While active, the first signal sets `signum`; the second one interrupts at once."""
+    """While active, the first signal sets `signum`; the second one interrupts at once.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    Handlers that were there before are called too, except Python's own, which would raise ``KeyboardInterrupt``.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -44,7 +49,11 @@ class Interrupts:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
 
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum is not None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None
+        self.signum = self.signum or signum
+        before = self._previous.get(signum)
+        if callable(before) and before is not signal.default_int_handler:
+            before(signum, frame)
+        if again:
             raise Interrupted(signum)
-        self.signum = signum

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from resnet_train import build, environment, rundir
-from resnet_train.checkpoint import FORMAT, Checkpoints
+from resnet_train.checkpoint import FORMAT, Checkpoints, read_weights
 from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.console import Progress, count, duration, header, progress_bar
 from resnet_train.data import EvalData, TrainData, load
@@ -31,7 +31,7 @@ from resnet_train.resnet import multiply_adds, num_parameters
 from resnet_train.resume import Invocation, check_same_run, is_run
 from resnet_train.schedule import Rate, due
 from resnet_train.seeding import seed_everything, set_deterministic
-from resnet_train.state import TrainState
+from resnet_train.state import TrainState, load_weights
 from resnet_train.summary import Score, Summary
 
 logger = logging.getLogger(__name__)
@@ -149,10 +149,23 @@ def train(config: Config, directory: Path, *, command: str, invocation: Invocati
     except Exception as error:
         with suppress(RunError):  # the first error is the one to tell
             run.checkpoints.finish()
-        summarise(run, status, error=str(error)).write(directory)
+        message = out_of_memory(config, run) if isinstance(error, torch.OutOfMemoryError) else str(error)
+        with suppress(RunError):
+            summarise(run, status, error=message).write(directory)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(message) from error
         raise
     finally:
         run.tensorboard.close(status)
+
+
+def out_of_memory(config: Config, run: Run) -> str:
+    """What to do about it."""
+    return (
+        f"out of memory on {run.device} with batch_size={config.batch_size}, accumulate={config.accumulate} and "
+        f"precision={run.precision}: try accumulate={2 * config.accumulate}, which splits each batch, a smaller "
+        f"batch_size or a smaller model; the checkpoints are whole"
+    )
 
 
 def prepare(config: Config, directory: Path, *, command: str, invocation: Invocation | None = None) -> Run:
@@ -170,7 +183,9 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
         config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
     )
     checkpoints = Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep)
-    resumed = restore(config, directory, checkpoints, state, clock, precision, kernels.name)
+    forced = restore(config, directory, checkpoints, state, clock, precision, kernels.name)
+    if forced is None and config.init_from:
+        begin_with(state, Path(config.init_from))
     if state.step > total:
         raise ConfigError(
             f"the run in {directory} has made {state.step} updates already, expected at most the {total} that are "
@@ -215,6 +230,7 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
             "images": {"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
             "device": str(device),
             "hardware": environment.hardware(device),
+            "forced": forced or [],
             "kernels": kernels.name,
             "compiled": compiled,
             "versions": environment.versions(),
@@ -222,14 +238,30 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
         },
     )
     describe(run, kernels, why_compiled, image_size=dataset.image_size)
+    if forced is not None and state.step < total:
+        logger.info("the learning rate goes on at %.4g, towards %s updates", run.rate(state.step), count(total))
     if state.step == total:
         chosen = ("loss/test", "accuracy/test") if run.watched == "val" else ()  # score_best is about to write them
         run.tensorboard.write(total, {tag: value for tag, value in run.table.row.items() if tag not in chosen})
-    if not resumed:
+    if forced is None:
         images, _ = run.train_data.batch(0)
         run.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
         save(run)
     return run
+
+
+def begin_with(state: TrainState, path: Path) -> None:
+    """Take the weights of another run; raises `ConfigError` where they do not fit."""
+    weights = read_weights(path)
+    try:
+        left = load_weights(state.model, weights)
+    except ValueError as error:
+        raise ConfigError(f"init_from: the weights in {path} are of another network: {error}") from error
+    if state.ema is not None:
+        state.ema.load_state_dict(state.model.state_dict())
+    logger.info("beginning with %d of the %d tensors of %s", len(weights) - len(left), len(weights), path)
+    for text in left:
+        logger.info("left as initialised: %s", text)
 
 
 def restore(
@@ -240,23 +272,31 @@ def restore(
     clock: Clock,
     precision: str,
     kernels: str,
-) -> bool:
-    """Take up the newest whole checkpoint, strictly; False where there is none and the run begins."""
+) -> list[str] | None:
+    """Take up the newest whole checkpoint, strictly; None where there is none and the run begins.
+
+    Returns the changes that ``resume_force=true`` let through, in this session and the ones before.
+    """
     found = checkpoints.newest()
     if found is None:
-        return False
+        return None
     path, content = found
+    forced: list[str] = content.get("forced", [])
     for change in check_same_run(content["config"], config, directory):
-        logger.info("changed for the rest of this run: %s", change)
-    if content["precision"] != precision:
+        if change.allowed:
+            logger.info("changed for the rest of this run: %s", change)
+        else:
+            logger.warning("another run from here on, by resume_force: %s", change)
+            forced.append(f"after {content['state']['step']} updates: {change}")
+    if content["precision"] != precision and not config.resume_force:
         raise ConfigError(
             f"precision: the run in {directory} was trained in {content['precision']}, this would go on in "
             f"{precision} ({config.precision}); add precision={content['precision']}"
         )
-    if content["kernels"] != kernels:
+    if content.get("kernels", "plain") != kernels:
         logger.info(
             "changed for the rest of this run: kernels (%s before, %s now): equal to rounding, not to the bit",
-            content["kernels"],
+            content.get("kernels", "plain"),
             kernels,
         )
     try:
@@ -267,7 +307,7 @@ def restore(
         ) from error
     clock.__dict__.update(content["clock"])
     logger.info("resuming from %s: %s updates are done", path, count(state.step))
-    return True
+    return forced
 
 
 def fit(run: Run) -> int | None:
@@ -424,6 +464,7 @@ def save(run: Run, *, best: bool = False) -> None:
         "precision": run.precision,
         "device": str(run.device),
         "kernels": run.facts["kernels"],
+        "forced": run.facts["forced"],
         "classes": list(run.classes),
         "versions": run.facts["versions"],
         "clock": run.clock.state_dict(),

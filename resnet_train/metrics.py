@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
+import logging
 import math
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, create_summary_metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
-from torch.utils.tensorboard.writer import SummaryWriter
+from torch.utils.tensorboard import summary as summaries
 
 from resnet_train.config import Config
 from resnet_train.engine import StepOutput
 from resnet_train.errors import RunError
 from resnet_train.resume import CHANGEABLE, flatten
 from resnet_train.state import Progress
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
 # Columns of metrics.csv. Nothing that depends on the clock is among them: two runs of one configuration on one machine
@@ -130,65 +139,109 @@ class MetricsTable:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(f"{row}\n" for row in rows))
         os.replace(temporary, path)
-        self._last_row_at = path.stat().st_size - (len(rows[-1]) + 1)
+        self._end = path.stat().st_size
+        self._last_row_at = self._end - (len(rows[-1]) + 1)
 
     def write(self, step: int, row: Row) -> None:
-        """Append a row, or complete the last one if it is of the same step; keys not among `COLUMNS` are left out."""
-        with open(self.path, "r+b") as file:
-            if step == self.step:
-                row = self.row | row
-                file.seek(self._last_row_at)
-            else:
-                self._last_row_at = file.seek(0, os.SEEK_END)
-            cells = (f"{row[column]:.9g}" if column in row else "" for column in COLUMNS)
-            file.write(",".join((str(step), *cells)).encode() + b"\n")
-            file.truncate()  # the row that it completes may have been longer
+        """Append a row, or complete the last one if it is of the same step; keys not among `COLUMNS` are left out.
+
+        A row that cannot be written is told in the log, and ends no run.
+        """
+        row = self.row | row if step == self.step else row
+        cells = (f"{row[column]:.9g}" if column in row else "" for column in COLUMNS)
+        line = ",".join((str(step), *cells)).encode() + b"\n"
+        start = self._last_row_at if step == self.step else self._end
+        try:
+            with open(self.path, "r+b", buffering=0) as file:
+                file.seek(start)
+                written = file.write(line)
+                if written != len(line) and file.write(line[written:]) != len(line) - written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                file.truncate()  # the row that it completes may have been longer
+        except OSError as error:
+            # What was written of it is overwritten by the next row, or left out when the run is taken up again.
+            logger.warning("cannot write the row of update %d to %s: %s; the run goes on", step, self.path, error)
+            return
         self.step, self.row = step, row
+        self._last_row_at, self._end = start, start + len(line)
 
 
 class TensorBoard:
-    """Event files of one run. A resumed run purges what was written after the step it goes on from."""
+    """An event file of one session. A resumed run purges what was written after the step it goes on from.
+
+    It is written by the thread that trains, an event with each call, so that nothing waits in memory when the process
+    is killed. Events that cannot be written are told in the log once, and end no run; there are no more of them then.
+    """
 
     def __init__(self, directory: Path, config: Config, *, from_step: int, metrics: tuple[str, ...]) -> None:
         """Open a file for a run that has ``from_step`` completed updates; ``metrics`` are the tags that rank runs."""
-        # Also the first writer has to name a purge step, or readers would show the steps of later ones twice.
-        self._writer = SummaryWriter(str(directory), purge_step=from_step + 1 if from_step else 0)
-        # Experiment and session start, in this very file, so that the HParams tab shows a run while it trains.
-        experiment, start, _ = hparams_summaries(hparams(config), dict.fromkeys(metrics, 0.0))
-        self._add_summary(experiment)
-        self._add_summary(start)
-        if not from_step:
-            lines = (f"    {key}: {value}" for key, value in flatten(asdict(config)).items())
-            self._writer.add_text("config", "\n".join(lines), 0)
-        self._writer.flush()
+        self._failed = False
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        with self._surviving():
+            self._file = open(directory / name, "xb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._write(Event(file_version="brain.Event:2"))
+            # Also the first session has to name a step to purge from, or readers would show the steps of later ones
+            # twice.
+            start_step = from_step + 1 if from_step else 0
+            self._write(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
+            # Experiment and session start, in this very file, so that the HParams tab shows a run while it trains.
+            experiment, start, _ = summaries.hparams(hparams(config), dict.fromkeys(metrics, 0.0))
+            self._write(Event(step=0, summary=experiment))
+            self._write(Event(step=0, summary=start))
+            if not from_step:
+                lines = (f"    {key}: {value}" for key, value in flatten(asdict(config)).items())
+                self._write(Event(step=0, summary=summaries.text("config", "\n".join(lines))))
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("cannot write events for TensorBoard: %s; the run goes on without them", error)
+            self._failed = True
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        data = record.getvalue()
+        written = self._file.write(data)
+        if written != len(data) and self._file.write(data[written:]) != len(data) - (written or 0):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, step: int, row: Row) -> None:
         """Write each number of ``row`` under its name, at ``step`` completed updates."""
-        for tag, value in row.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        if self._failed:
+            return
+        with self._surviving():
+            for tag, value in row.items():
+                self._write(Event(step=step, summary=summaries.scalar(tag, value)))
 
     def write_images(self, images: Tensor, *, mean: list[float], std: list[float]) -> None:
         """Show up to 64 normalised training images ``(B, 3, H, W)`` as a grid, as the network sees them."""
-        pixels = images[:64].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-        self._writer.add_image("augmented training images", image_grid(pixels.clamp(0, 1)), 0)
+        if self._failed:
+            return
+        with self._surviving():
+            pixels = images[:64].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+            grid = image_grid(pixels.clamp(0, 1))
+            self._write(Event(step=0, summary=summaries.image("augmented training images", grid, dataformats="CHW")))
 
     def close(self, status: str) -> None:
-        """Write what is buffered; ``finished`` ends the session in the HParams tab.
+        """End the file; ``finished`` ends the session in the HParams tab.
 
         A run that failed or was interrupted may be resumed, and TensorBoard would show its first end forever.
         """
-        if status == "finished":
-            end = SessionEndInfo(status=Status.STATUS_SUCCESS, end_time_secs=time.time())
-            value = Summary.Value(
-                tag=SESSION_END_INFO_TAG,
-                metadata=create_summary_metadata(HParamsPluginData(session_end_info=end)),
-            )
-            self._add_summary(Summary(value=[value]))
-        self._writer.close()
-
-    def _add_summary(self, summary: Summary) -> None:
-        self._writer._get_file_writer().add_summary(summary, 0)
+        if self._failed:
+            return
+        with self._surviving():
+            if status == "finished":
+                end = SessionEndInfo(status=Status.STATUS_SUCCESS, end_time_secs=time.time())
+                value = Summary.Value(
+                    tag=SESSION_END_INFO_TAG,
+                    metadata=create_summary_metadata(HParamsPluginData(session_end_info=end)),
+                )
+                self._write(Event(step=0, summary=Summary(value=[value])))
+            self._file.close()
 
 
 def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:

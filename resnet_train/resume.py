@@ -33,6 +33,7 @@ CHANGEABLE = frozenset(
         "profile",
         "precision",  # the word may change, what it means on this machine may not: loop.restore compares that
         "resume",
+        "resume_force",
         "steps",
     }
 )
@@ -117,20 +118,37 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if key != "resume" and (before.get(key), key in before) != (after.get(key), key in after)
+        if key not in ("resume", "resume_force") and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 
 
 def check_same_run(saved: dict[str, Any], config: Config, directory: Path) -> list[Change]:
-    """Return the harmless changes; raises `ConfigError` that names every change which would make it another run."""
+    """Return the changes; raises `ConfigError` that names every one which would make it another run.
+
+    With ``resume_force=true`` these are returned too.
+    """
     found = changes(saved, config)
     refused = [change for change in found if not change.allowed]
-    if refused:
+    if refused and not config.resume_force:
         raise ConfigError(
             f"resume: this would be another run than the one in {directory}: "
-            f"{'; '.join(map(str, refused))}. Leave it as it was, or start a new run"
+            f"{'; '.join(map(str, refused))}. Leave it as it was, or start a new run",
+            details=table(found),
         )
     return found
+
+
+def table(found: list[Change]) -> str:
+    """Changes as a person reads them: key, saved, requested, allowed or not."""
+    rows = [("key", "saved", "requested", "allowed")]
+    rows += [
+        (change.key, _shown(change.saved), _shown(change.requested), "yes" if change.allowed else "no")
+        for change in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import socket
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from resnet_train.config import Config
 from resnet_train.errors import ConfigError
 
 LOG = "train.log"
+LOCK = ".lock"
 CONFIG = "config.yaml"
 
 _package_logger = logging.getLogger("resnet_train")
@@ -46,6 +50,46 @@ def create(wanted: Path) -> Path:
         ) from error
 
 
+class _File(logging.FileHandler):
+    """A log that cannot be written ends no run: it is said once on stderr."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where a record could not be written."""
+        if isinstance(sys.exc_info()[1], OSError):
+            if not self.told:
+                print(f"cannot write {self.baseFilename}: {sys.exc_info()[1]}; the run goes on", file=sys.stderr)
+            self.told = True
+        else:
+            super().handleError(record)
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep every other process out of ``directory``; raises `ConfigError` that names the one which is in it.
+
+    The operating system gives the lock back when a process ends, however it ends.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"the run directory {directory} is in use by {file.read().strip() or 'another process'}; wait for it, "
+                f"stop it, or choose another directory with hydra.run.dir=FOLDER"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 @contextmanager
 def log_file(directory: Path) -> Iterator[None]:
     """Write the package's log, with times, to ``train.log`` too; an exception leaves its traceback there.
@@ -58,7 +102,7 @@ def log_file(directory: Path) -> Iterator[None]:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _File(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
@@ -79,7 +123,8 @@ def log_file(directory: Path) -> Iterator[None]:
     finally:
         _package_logger.removeHandler(handler)
         _package_logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # what it could not write was told
+            handler.close()
 
 
 def write_config(config: Config, directory: Path) -> None:

@@ -20,6 +20,27 @@ class Progress:
     epoch: list[list[float]] = field(default_factory=list)  # the same since the last end of an epoch
 
 
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Copy ``weights`` into ``model`` by name; returns what was left as it was, with the reason.
+
+    Only the classifier ``fc`` may differ, since it has a row for each class. Raises ``ValueError`` for anything else.
+    """
+    own = model.state_dict()
+    others: list[str] = []
+    kept: list[str] = []
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own:
+            others.append(f"{name} is only in {'this network' if name in own else 'the other one'}")
+        elif own[name].shape != weights[name].shape:
+            text = f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+            (kept if name.startswith("fc.") else others).append(text)
+    if others:
+        raise ValueError(f"{others[0]}" + (f" (and {len(others) - 1} more)" if len(others) > 1 else ""))
+    left = {text.partition(" ")[0] for text in kept}
+    model.load_state_dict({**own, **{name: value for name, value in weights.items() if name not in left}}, strict=True)
+    return kept
+
+
 @dataclass
 class TrainState:
     """Model, optimizer, loss scaler, moving average, scores, and the one counter: completed updates.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from resnet_train.console import count
+from resnet_train.errors import RunError
 
 FILE = "summary.json"
 
@@ -61,10 +62,19 @@ class Summary:
     git_commit: str | None = None  # of the project's source; with "+changes" where it was modified
     command: str = ""
     sessions: int = 1  # 1 + number of times that the run was resumed
+    forced: list[str] = field(default_factory=list)  # changes that resume_force let through
     error: str | None = None  # the message that ended a failed run
 
     def write(self, directory: Path) -> None:
-        """Write ``summary.json`` atomically."""
+        """Write ``summary.json`` atomically; raises `RunError` where that is not possible."""
+        try:
+            self._write(directory)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {directory / FILE}: {error.strerror or error}; the checkpoints are whole"
+            ) from error
+
+    def _write(self, directory: Path) -> None:
         temporary = directory / f".{FILE}.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
         os.replace(temporary, directory / FILE)

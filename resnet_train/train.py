@@ -48,7 +48,7 @@ def run(
     finished = finished_already(config, directory)
     if finished:
         return finished
-    with rundir.log_file(directory):
+    with rundir.lock(directory), rundir.log_file(directory):
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         from resnet_train.loop import train

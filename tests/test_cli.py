@@ -378,20 +378,20 @@ def test_a_sweep(tmp_path: Path) -> None:
     words = (*TINY, "epochs=1", "-m", "optim.lr=0.1,1e30", "seed=0,1", "hydra.sweep.dir=sweep", "log_every=1")
     code, out, err = call(*words, cwd=tmp_path)
     assert code == 1
-    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert jobs == ["0-resnet8", "1-resnet8", "2-resnet8", "3-resnet8"]
+    table = out[out.index("job ") :].splitlines()
+    jobs = [line.split()[0] for line in table[1:5]]
+    assert sorted(jobs) == sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert all(re.fullmatch(r"resnet8-[0-9a-f]{8}", job) for job in jobs)
     found = [summary.read(tmp_path / "sweep" / job) for job in jobs]
     assert [job.status for job in found if job] == ["finished", "finished", "failed", "failed"]
     assert found[0].result != found[1].result or found[0].last != found[1].last  # type: ignore[union-attr]
     for job in jobs[2:]:
         assert "Traceback (most recent call last)" in (tmp_path / "sweep" / job / "train.log").read_text()
-    table = out[out.index("job ") :].splitlines()
-    assert [line.split()[0] for line in table[:5]] == ["job", *jobs]
     assert [("finished" in line, "failed" in line) for line in table[1:5]] == [(True, False)] * 2 + [(False, True)] * 2
     assert f"{100 * found[0].result:.2f} %" in table[1]  # type: ignore[union-attr, operator]
     assert "training has diverged" in err.splitlines()[-1]
     # one of its jobs is a run like any other
-    code, out, _ = call("resume=sweep/0-resnet8", "epochs=2", cwd=tmp_path)
+    code, out, _ = call(f"resume=sweep/{jobs[0]}", "epochs=2", cwd=tmp_path)
     assert code == 0
     assert "epoch 2/2" in out
 

@@ -155,6 +155,8 @@ def test_default_config() -> None:
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},
         "resume": None,
+        "resume_force": False,
+        "init_from": None,
     }
 
 

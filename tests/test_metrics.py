@@ -331,6 +331,7 @@ def eventually(look: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any
 
 def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) -> None:
     logdir = tmp_path / "logs"
+    (logdir / "run").mkdir(parents=True)
     board = TensorBoard(logdir / "run", config, from_step=0, metrics=("accuracy/val",))
     board.write(5, {"loss/train": 0.5})
     board.write(10, {"loss/train": 0.25, "accuracy/val": 0.75})
