@@ -346,7 +346,7 @@ def _resumed_directory(word: str) -> Path:
 
 def _sweep(request: Request) -> int:
     """A job for each combination; whatever happens to one of them, the others run. Ends with a table."""
-    name, allowed_failures = _sweep_words(request)
+    name, allowed_failures = take_sweep_words(request)
     if any(key_of(word) == "resume" for word in request.overrides):
         raise ConfigError("resume: expected one run, got a sweep (-m); resume its jobs one by one, without -m")
     combinations = expand(request.overrides)
@@ -375,7 +375,7 @@ class TooManyFailures(BaseException):
     """Ends a sweep: not an ``Exception``, which Hydra would keep until all jobs have run."""
 
 
-def _sweep_words(request: Request) -> tuple[str | None, int | None]:
+def take_sweep_words(request: Request) -> tuple[str | None, int | None]:
     """Take ``sweep=NAME`` and ``max_failures=N`` out of the overrides."""
     found = {"sweep": "", "max_failures": ""}
     for word in request.overrides:

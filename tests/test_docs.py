@@ -174,6 +174,8 @@ def test_commands_compose(command: str, readers_folder: Path, monkeypatch: pytes
     request = cli.parse(words)
     if request.help:
         return
+    if request.multirun:
+        cli.take_sweep_words(request)
     combinations = cli.expand(request.overrides) if request.multirun else [request.overrides]
     for combination in {tuple(combinations[0]), tuple(combinations[-1])}:
         cli.compose_config(request, combination)

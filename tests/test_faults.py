@@ -29,6 +29,7 @@ VERIFY = (str(Path(PROGRAM).with_name("resnet-verify")),)
 # --------------------------------------------------------------------------------------------------- two in a directory
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
     words = (*TINY, "epochs=null", "steps=4000", "checkpoint.every=50steps", "hydra.run.dir=run")
     first = subprocess.Popen((PROGRAM, *words), cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -81,6 +82,7 @@ def limited(words: tuple[str, ...], size: int, cwd: Path) -> tuple[int, str, str
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_metrics_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:
     """Event files and the table outgrow the limit; checkpoints of so small a network do not."""
     words = (*TINY, "epochs=null", "steps=1500", "log_every=1", "eval_every=500steps", "checkpoint.every=500steps")
@@ -97,6 +99,7 @@ def test_metrics_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "run/checkpoints/last.pt")["state"]["step"] == 1500
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     words = (*TINY, "epochs=null", "steps=60", "checkpoint.every=20steps", "kernels=plain", "hydra.run.dir=run")
     assert call(*words, "steps=20", cwd=tmp_path)[0] == 0
@@ -116,6 +119,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> Non
     assert "step-00000020.pt: 20 updates are done" in out
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_taken_away(tmp_path: Path) -> None:
     words = (*TINY, "epochs=null", "steps=100000", "checkpoint.every=200steps", "hydra.run.dir=run")
     started = subprocess.Popen(
@@ -169,6 +173,7 @@ def test_a_change_that_is_refused_is_shown_as_a_table(tmp_path: Path) -> None:
     assert line.startswith("resnet-train: resume: this would be another run than the one in ")
 
 
+@pytest.mark.slow
 def test_forced_changes_are_recorded_and_forced_once(tmp_path: Path) -> None:
     assert call(*TINY, "epochs=1", "hydra.run.dir=run", cwd=tmp_path)[0] == 0
     code, out, err = call("resume=run", "optim.lr=0.2", "epochs=2", "resume_force=true", cwd=tmp_path)
@@ -292,6 +297,7 @@ def test_a_sweep_that_was_killed_comes_to_the_same(tmp_path: Path) -> None:
     assert [re.findall(r"seed=(\d)", line)[0] for line in listed] == list("32103210")
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_early_where_asked_to(tmp_path: Path) -> None:
     words = (*TINY, "-m", "epochs=1", "log_every=1", "optim.lr=1e30,2e30,0.1", "sweep=bad", "max_failures=2")
     code, out, err = call(*words, cwd=tmp_path)

@@ -22,7 +22,7 @@ from resnet_train.explain import known_keys
 from resnet_train.train import run
 from tests.conftest import TINY
 
-EXAMPLES = int(os.environ.get("RESNET_TRAIN_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("RESNET_TRAIN_EXAMPLES", "25"))
 some = settings(
     max_examples=EXAMPLES,
     deadline=None,
