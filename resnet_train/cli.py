@@ -126,6 +126,16 @@ def parse(words: list[str]) -> Request:
     arguments = parser.parse_intermixed_args(words)  # flags may stand anywhere
     if arguments.cfg and arguments.multirun:
         raise ConfigError("--cfg shows the configuration of one run; expected no -m and no lists of values beside it")
+    modes = {
+        "--run": arguments.run,
+        "--multirun": arguments.multirun,
+        "--cfg": arguments.cfg,
+        "--info": arguments.info is not None,
+        "--shell-completion": arguments.shell_completion,
+    }
+    chosen = [flag for flag, given in modes.items() if given]
+    if len(chosen) > 1:
+        raise ConfigError(f"expected one of {', '.join(modes)}, got {' and '.join(chosen)}")
     if arguments.resolve and not arguments.cfg:
         raise ConfigError("--resolve shows a configuration as it will be used; expected --cfg job beside it")
     flags: list[str] = []
@@ -397,7 +407,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 key = override.get_key_element()
                 axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
-            axes.append([override.input_line or ""])
+            axes.append([f"{override.get_key_element()}={override.get_value_element_as_str()}"])
     return [list(combination) for combination in product(*axes)]
 
 

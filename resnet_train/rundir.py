@@ -50,6 +50,13 @@ def create(wanted: Path) -> Path:
         ) from error
 
 
+def _unwritable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
+        f"hydra.run.dir=FOLDER, or make it writable"
+    )
+
+
 class _File(logging.FileHandler):
     """A log that cannot be written ends no run: it is said once on stderr."""
 
@@ -71,22 +78,25 @@ def lock(directory: Path) -> Iterator[None]:
 
     The operating system gives the lock back when a process ends, however it ends.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / LOCK, "ab+", buffering=0)  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(
-                f"the run directory {directory} is in use by {file.read().strip() or 'another process'}; wait for it, "
-                f"stop it, or choose another directory with hydra.run.dir=FOLDER"
+                f"the run directory {directory} is in use by {file.read().decode().strip() or 'another process'}; wait "
+                f"for it, stop it, or choose another directory with hydra.run.dir=FOLDER"
             ) from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError:
+            pass  # a file system without locks
+        with suppress(OSError):  # a full disk: the lock holds without a name in it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
@@ -104,10 +114,7 @@ def log_file(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         handler = _File(path, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
-            f"hydra.run.dir=FOLDER, or make it writable"
-        ) from error
+        raise _unwritable(directory, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = _package_logger.level
     _package_logger.addHandler(handler)
@@ -159,7 +166,4 @@ def check_writable(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
-            f"hydra.run.dir=FOLDER, or make it writable"
-        ) from error
+        raise _unwritable(directory, error) from error

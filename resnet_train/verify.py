@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import random
 import subprocess
@@ -127,6 +128,7 @@ class Trial:
         """What TensorBoard shows up to the last update, without the throughput."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each purge, which is what is wanted
         events = EventAccumulator(str(self.directory), size_guidance={"scalars": 0}).Reload()
         return {
             tag: [(event.step, event.value) for event in events.Scalars(tag) if event.step <= self.updates]

@@ -331,6 +331,9 @@ def test_resume_takes_up_the_overrides_then_those_given(tmp_path: Path) -> None:
     code, _, err = call("resume=run", "batch_size=16", "optim.lr=0.2", cwd=tmp_path)
     assert (code, err) == (
         2,
+        "key         saved  requested  allowed\n"
+        "batch_size  32     16         no\n"
+        "optim.lr    0.1    0.2        no\n"
         f"resnet-train: resume: this would be another run than the one in {tmp_path}/run: batch_size: saved 32, "
         "requested 16; optim.lr: saved 0.1, requested 0.2. Leave it as it was, or start a new run\n",
     )
