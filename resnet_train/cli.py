@@ -413,12 +413,14 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> None:
     """Print the jobs of a sweep with their results: those of this command in its order, then those of earlier ones."""
-    tasks = [[word for word in words if not key_of(word).startswith("hydra.")] for words in combinations]
-    order = {frozenset(words): number for number, words in enumerate(tasks)}
+    order = {
+        frozenset(word for word in merge_overrides([], words) if not key_of(word).startswith("hydra.")): number
+        for number, words in enumerate(combinations)
+    }
     found = []
     for path in directory.glob(f"*/{resume.INVOCATION}"):
         words = resume.read_invocation(path.parent).overrides
-        found.append((order.get(frozenset(words), len(order)), " ".join(words), path.parent))
+        found.append((order.get(frozenset(merge_overrides([], words)), len(order)), " ".join(words), path.parent))
     if found:
         jobs, overrides = [job for _, _, job in sorted(found)], [words for _, words, _ in sorted(found)]
         print(f"\n{summary.sweep_table(jobs, overrides)}\n\nsweep: {directory}")
