@@ -284,9 +284,11 @@ def wait_for(condition: Path, process: subprocess.Popen[str]) -> None:
     [
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
-    ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGKILL"],
 )
 def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: int, tmp_path: Path) -> None:
     words = (*TINY, "epochs=null", "steps=400", "checkpoint.every=20steps", "eval_every=100steps", "log_every=10")
