@@ -8,6 +8,7 @@ each job of a sweep.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -335,6 +336,10 @@ def _run(request: Request) -> int:
     except ConfigError:
         if made and not (directory / "checkpoints").exists():
             shutil.rmtree(directory, ignore_errors=True)  # the run never began: leave nothing behind
+            if not fixed:
+                with contextlib.suppress(OSError):  # not empty
+                    directory.parent.rmdir()  # of the day
+                    directory.parent.parent.rmdir()
         raise
     return 0
 
