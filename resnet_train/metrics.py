@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import logging
@@ -130,12 +129,17 @@ class MetricsTable:
         self.row: Row = {}  # the last row
         rows = [",".join(("step", *COLUMNS))]
         if path.exists():
-            with open(path, newline="") as file:
-                for cells in list(csv.reader(file))[1:]:
-                    if len(cells) == len(COLUMNS) + 1 and cells[0].isdigit() and int(cells[0]) <= from_step:
-                        rows.append(",".join(cells))
-                        self.step = int(cells[0])
-                        self.row = {key: float(cell) for key, cell in zip(COLUMNS, cells[1:], strict=True) if cell}
+            for line in path.read_text(encoding="ascii", errors="replace").splitlines()[1:]:
+                try:
+                    number, *cells = line.split(",")
+                    step = int(number)
+                    row = {key: float(cell) for key, cell in zip(COLUMNS, cells, strict=True) if cell}
+                except ValueError:
+                    logger.warning("a row of %s is damaged and left out: %.80r", path, line)
+                    continue
+                if step <= from_step:
+                    rows.append(line)
+                    self.step, self.row = step, row
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(f"{row}\n" for row in rows))
         os.replace(temporary, path)

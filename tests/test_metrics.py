@@ -154,6 +154,17 @@ def test_a_table_goes_on_as_if_it_had_never_been_cut(
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    "damage", ["5,0.\x001,0.1,,,,,,,", "five,1,0.1,,,,,,,", "5,1", "5,1,0.1,,,,,,,,,", "5,\xff,0.1,,,,,,,"]
+)
+def test_a_damaged_row_is_left_out_and_named(path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text(f"{HEADER}4,1,0.1,,,,,,,\n{damage}\n6,1,0.2,,,,,,,\n", encoding="latin-1")
+    table = MetricsTable(path, from_step=9)
+    assert path.read_text() == f"{HEADER}4,1,0.1,,,,,,,\n6,1,0.2,,,,,,,\n"
+    assert (table.step, table.row) == (6, {"epoch": 1.0, "lr": 0.2})
+    assert f"a row of {path} is damaged and left out: " in caplog.text
+
+
 def test_the_last_row_is_known_after_reopening_and_can_be_completed(path: Path) -> None:
     rows(MetricsTable(path, from_step=0), 5, 10)
     table = MetricsTable(path, from_step=10)
