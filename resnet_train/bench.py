@@ -79,9 +79,11 @@ def main() -> None:
     report["images"] = note
     print(table(report))
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        try:
+            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            print(f"resnet-bench: cannot write {arguments.json}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(cli.EXIT_FAILED)
 
 
 def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: float) -> dict[str, Any]:

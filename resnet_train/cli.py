@@ -321,7 +321,8 @@ def _run(request: Request) -> int:
             print(f"finished already: {finished.sentence()}\n{finished.directory}")
             return 0
     check_available(config.dataset)
-    check_weights(config)
+    if directory is None:  # a run that is taken up has weights of its own
+        check_weights(config)
     made = False
     if directory is None:
         directory = Path(hydra_node.run.dir)

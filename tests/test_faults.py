@@ -264,6 +264,15 @@ def results(folder: Path) -> dict[str, str]:
     }
 
 
+def test_a_run_outlives_the_run_that_it_began_with(tmp_path: Path) -> None:
+    assert call(*TINY, "epochs=1", "hydra.run.dir=first", cwd=tmp_path)[0] == 0
+    assert call(*TINY, "epochs=1", "init_from=first", "hydra.run.dir=second", cwd=tmp_path)[0] == 0
+    shutil.rmtree(tmp_path / "first")
+    code, out, err = call("resume=second", "epochs=2", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "epoch 2/2" in out
+
+
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_comes_to_the_same(tmp_path: Path) -> None:
     for name in ("straight", "killed"):
