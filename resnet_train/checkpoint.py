@@ -124,6 +124,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in the file
+        return "expected a checkpoint or a state dict, got another file, or one that holds more than tensors"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
