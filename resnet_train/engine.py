@@ -67,7 +67,7 @@ def train_step(
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
         with autocast(images.device, options.precision):
             logits = (state.model if forward is None else forward)(images_)
-        loss = F.cross_entropy(logits.float(), labels_, label_smoothing=options.label_smoothing)
+        loss = F.cross_entropy(at_least_float(logits), labels_, label_smoothing=options.label_smoothing)
         state.scaler.scale(loss / options.accumulate).backward()
         losses.append(loss.detach())
         target = labels_ if labels_.ndim == 1 else labels_.argmax(1)
@@ -117,7 +117,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prec
     for images, labels in batches:
         with autocast(images.device, precision):
             logits = model(images)
-        batch_loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        batch_loss = F.cross_entropy(at_least_float(logits), labels, reduction="sum")
         batch_correct = (logits.argmax(1) == labels).sum()
         loss_sum = batch_loss if loss_sum is None else loss_sum + batch_loss
         correct = batch_correct if correct is None else correct + batch_correct
@@ -126,6 +126,11 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prec
     if loss_sum is None or correct is None:
         raise ValueError("nothing to evaluate: the split is empty")
     return Evaluation(loss_sum.item() / count, correct.item() / count, int(correct.item()), count)
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Half precision to float32, for a loss whose digits count; float32 and float64 stay what they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 # convolution's two gradients read.
 PASSES_INPUT, PASSES_OUTPUT = 3, 11
 PASSES_MULTIPLIED = 3  # products: forward, gradient of the input, gradient of the weights
+# Sizes of matrix products to measure, the largest that one product takes no longer than so many seconds for.
+MATMUL_SIZES = (256, 512, 1024, 2048, 4096, 8192)
+MATMUL_SECONDS, MATMUL_SECONDS_CUDA = 0.25, 0.02
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,22 @@ def roofline(found: list[Layer], *, flops: float, bandwidth: float, bytes_a_valu
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product; ``inf`` where the type cannot be multiplied."""
-    size = 8192 if device.type == "cuda" else 2048
-    try:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        seconds = fastest(lambda: torch.mm(a, b), device)
-    except RuntimeError:
-        return float("inf")
-    return 2 * size**3 / seconds
+    """Floating-point operations a second of a large matrix product; ``inf`` where the type cannot be multiplied.
+
+    As large as `MATMUL_SIZES` allow in reasonable time: a processor without instructions for bf16 makes its products a
+    hundred times slower than in float32, and must not take minutes to say so.
+    """
+    found = float("inf")
+    for size in MATMUL_SIZES:
+        try:
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            seconds = fastest(lambda a=a, b=b: torch.mm(a, b), device)  # type: ignore[misc]
+        except RuntimeError:
+            return found
+        found = 2 * size**3 / seconds
+        if 8 * seconds > (MATMUL_SECONDS_CUDA if device.type == "cuda" else MATMUL_SECONDS):  # of the next size
+            break
+    return found
 
 
 def copy_bandwidth(device: torch.device) -> float:
