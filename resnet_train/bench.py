@@ -9,6 +9,9 @@ favours none of them:
   channels_last, nothing read from the device in between.
 - ``ours``: `TrainData.batch` and `train_step`, as the training loop calls them.
 
+Each ``--variant`` is our loop once more, with other values: ``--variant compile=true`` measures what compiling brings,
+``--variant dataset.num_train=500000`` (with ``dataset=synthetic``) whether the speed stays as the data grows.
+
 Beside them the machine's limits are measured in each round: large matrix products and a large copy. They say what the
 network could reach here at most (`resnet_train.limits`).
 """
@@ -19,6 +22,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -60,6 +64,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (default 5)")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a round of one loop (default 8)")
     parser.add_argument("--sides", default=",".join(SIDES), help=f"loops to compare (default {','.join(SIDES)})")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="OVERRIDES",
+        help="our loop once more, with these values changed, e.g. 'compile=true'; can be given several times",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     arguments = parser.parse_intermixed_args()
     register_schema()
@@ -68,7 +79,11 @@ def main() -> None:
         if not set(sides) <= set(SIDES) or arguments.rounds < 1 or arguments.seconds <= 0:
             raise ConfigError(f"expected --sides among {','.join(SIDES)}, --rounds and --seconds above 0")
         config, overrides, note = cli.offline_config(arguments.overrides)
-        report = measure(config, sides=sides, rounds=arguments.rounds, seconds=arguments.seconds)
+        variants = {
+            words.strip(): cli.offline_config(cli.merge_overrides(overrides, shlex.split(words)))[0]
+            for words in arguments.variant
+        }
+        report = measure(config, variants, sides=sides, rounds=arguments.rounds, seconds=arguments.seconds)
         if "ours" in sides:
             report["first_update"] = first_update(overrides)
     except Exception as error:
@@ -86,7 +101,9 @@ def main() -> None:
             sys.exit(cli.EXIT_FAILED)
 
 
-def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    config: Config, variants: dict[str, Config], *, sides: tuple[str, ...], rounds: int, seconds: float
+) -> dict[str, Any]:
     """Run the loops in alternating rounds of some ``seconds`` each, after one warm-up round of each.
 
     Each loop has a process of its own, which sleeps while it is another's turn: what one sets up for itself (threads,
@@ -97,29 +114,27 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
     from resnet_train.data import load
     from resnet_train.limits import layers, roofline
 
-    device = build.build_device(config.device)
-    precision = build.build_precision(config.precision, device)
-    kernels = build.build_kernels(config.kernels, config.model, device, compiled=config.compile == "true")
-    compiled, why_compiled = build.build_compile(config.compile, kernels, device)
+    plan = build.build_plan(config)
     dataset = load(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
     model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
-    results = {side: Result([]) for side in sides}
+    loops = {side: (config, side) for side in sides} | {words: (one, "ours") for words, one in variants.items()}
+    results = {name: Result([]) for name in loops}
     limits: dict[str, list[float]] = {"fp32": [], "half": [], "copy": []}
     with contextlib.ExitStack() as stack:
-        contestants = {side: stack.enter_context(Contestant(config, side, seconds)) for side in sides}
+        contestants = {name: stack.enter_context(Contestant(one, side, seconds)) for name, (one, side) in loops.items()}
         machine = stack.enter_context(Contestant(config, "limits", seconds))
         for round_number in range(rounds + 1):
-            for side, contestant in contestants.items():
+            for name, contestant in contestants.items():
                 images_per_second = contestant.round()
                 if round_number:
-                    results[side].rounds.append(images_per_second)
+                    results[name].rounds.append(images_per_second)
             for name, limit in machine.round().items():
                 limits[name].append(limit)
         threads = {contestant.threads for contestant in contestants.values()}
-        details = contestants["ours"].report() if "ours" in contestants else {}
+        details = {name: contestants[name].report() for name, (_, side) in loops.items() if side == "ours"}
     ceiling = {name: statistics.median(values) for name, values in limits.items()}
     found = layers(model, dataset.image_size)
-    is_half = precision != "fp32"
+    is_half = plan.precision in ("bf16", "fp16")
     roof = roofline(
         found,
         flops=ceiling["half" if is_half else "fp32"],
@@ -130,20 +145,19 @@ def measure(config: Config, *, sides: tuple[str, ...], rounds: int, seconds: flo
         "model": config.model.name,
         "batch_size": config.batch_size,
         "multiply_adds": sum(layer.multiply_adds for layer in found),
-        "num_train": len(dataset.train),
-        "device": str(device),
-        "hardware": environment.hardware(device),
-        "precision": precision,
-        "kernels": f"{kernels.name}: {kernels.reason}",
-        "compile": f"{str(compiled).lower()}: {why_compiled}",
+        "num_train": {name: contestant.num_train for name, contestant in contestants.items()},
+        "device": str(plan.device),
+        "hardware": environment.hardware(plan.device),
+        "precision": plan.precision,
+        "choices": dict(plan.lines()),
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
         "seconds_a_round": seconds,
         "torch_threads": max(threads),
-        "sides": {side: {**asdict(result), "median": result.median} for side, result in results.items()},
+        "sides": {name: {**asdict(result), "median": result.median} for name, result in results.items()},
         "limits": {"rounds": limits, "median": ceiling},
         "roofline": {**asdict(roof), "images_per_second": roof.images_per_second},
-        "ours": details,
+        "details": details,
     }
 
 
@@ -180,28 +194,41 @@ def first_update(overrides: list[str]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """The figures as a person reads them."""
+    sides, num_train = report["sides"], report["num_train"]
+    width = max(map(len, sides))
     lines = [
         f"{report['model']}, batch {report['batch_size']}, {report['multiply_adds'] / 1e6:,.1f} M multiply-adds an "
         f"image, {report['images']}",
         f"{report['device']} ({report['hardware']}), ours and tuned in {report['precision']}, tutorial in fp32",
-        f"ours: kernels {report['kernels']}; compile {report['compile']}",
+        *(f"{name}  {words}" for name, words in report["choices"].items()),
         "",
-        f"{'':10}{'images/s':>10}{'lowest':>10}{'highest':>10}{'epoch s':>10}",
+        f"{'':{width}}{'images/s':>10}{'lowest':>10}{'highest':>10}{'epoch s':>10}",
     ]
-    sides, num_train = report["sides"], report["num_train"]
     for side, result in sides.items():
         rounds, median = result["rounds"], result["median"]
-        lines.append(f"{side:10}{median:10,.0f}{min(rounds):10,.0f}{max(rounds):10,.0f}{num_train / median:10.1f}")
+        lines.append(
+            f"{side:{width}}{median:10,.0f}{min(rounds):10,.0f}{max(rounds):10,.0f}{num_train[side] / median:10.1f}"
+        )
     if "ours" in sides:
-        for side in ("tutorial", "tuned"):
-            if side in sides:
+        for side in sides:
+            if side != "ours":
                 pairs = zip(sides["ours"]["rounds"], sides[side]["rounds"], strict=True)
                 ratios = [ours / other for ours, other in pairs]
                 lines.append(
                     f"ours / {side}: {statistics.median(ratios):.2f} (lowest {min(ratios):.2f}, "
                     f"highest {max(ratios):.2f}, of {len(ratios)} rounds side by side)"
                 )
-    return "\n".join([*lines, "", *limit_lines(report), *(detail_lines(report) if "ours" in sides else [])])
+    lines += ["", *limit_lines(report)]
+    for name, details in report["details"].items():
+        others = [f"{key}  {words}" for key, words in details["choices"].items() if report["choices"].get(key) != words]
+        epoch_seconds = report["num_train"][name] / sides[name]["median"]
+        lines += ["", f"{name}:", *others, *detail_lines(details, epoch_seconds)]
+        if name == "ours":
+            first = report["first_update"]
+            lines.append(
+                f"first update: {first['warm']:.1f} s after the start, {first['cold']:.1f} s with nothing compiled yet"
+            )
+    return "\n".join(lines)
 
 
 def limit_lines(report: dict[str, Any]) -> list[str]:
@@ -222,20 +249,17 @@ def limit_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def detail_lines(report: dict[str, Any]) -> list[str]:
-    """What else is known about our loop."""
-    ours, first = report["ours"], report["first_update"]
-    phases = ", ".join(f"{phase} {share:.1%}" for phase, share in ours["phases"].items())
-    epoch_seconds = report["num_train"] / report["sides"]["ours"]["median"]
-    evaluation, checkpoint = ours["evaluation"], ours["checkpoint"]
+def detail_lines(details: dict[str, Any], epoch_seconds: float) -> list[str]:
+    """What else is known about one of our loops."""
+    phases = ", ".join(f"{phase} {share:.1%}" for phase, share in details["phases"].items())
+    evaluation, checkpoint = details["evaluation"], details["checkpoint"]
     return [
-        f"time: {phases}; idle {ours['idle']:.1%}",
+        f"time: {phases}; idle {details['idle']:.1%}",
         f"evaluation of {evaluation['images']:,} images: {evaluation['seconds']:.2f} s, "
         f"{evaluation['seconds'] / epoch_seconds:.1%} of an epoch",
         f"a checkpoint of {checkpoint['bytes'] / 1e6:,.1f} MB stops training for {checkpoint['stops_seconds']:.3f} s "
         f"and is on disk after {checkpoint['written_seconds']:.3f} s",
-        f"peak memory: {ours['peak_memory_bytes'] / 1e6:,.0f} MB",
-        f"first update: {first['warm']:.1f} s after the start, {first['cold']:.1f} s with nothing compiled yet",
+        f"peak memory: {details['peak_memory_bytes'] / 1e6:,.0f} MB",
     ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from resnet_train import fused, native, optim, schedule
+from resnet_train import fused, fused_cuda, native, optim, schedule
 from resnet_train.augment import CropFlipNormalise, crop_flip_normalise
 from resnet_train.config import (
     AdamWConfig,
@@ -28,7 +29,7 @@ from resnet_train.config import (
     SGDConfig,
 )
 from resnet_train.data import Dataset, EvalData, Split, TrainData
-from resnet_train.engine import StepOptions
+from resnet_train.engine import Forward, GraphedStep, StepOptions, Update, train_step
 from resnet_train.errors import ConfigError
 from resnet_train.resnet import CifarResNet, Conv, NormAct, ResNet, norm_act
 from resnet_train.schedule import Rate, to_steps
@@ -56,17 +57,27 @@ def build_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; ``auto`` takes bf16 where the hardware multiplies it faster than fp32."""
-    if name == "fp16" and device.type != "cuda":
+def build_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """fp32, tf32, bf16 or fp16, and why; ``auto`` takes bf16 where the hardware multiplies it faster than fp32.
+
+    Raises `ConfigError` for what ``device`` cannot do.
+    """
+    if name in ("fp16", "tf32") and device.type != "cuda":
         raise ConfigError(
-            f"precision: fp16 needs a CUDA device, got {device.type}; try precision=bf16 or precision=fp32"
+            f"precision: {name} needs a CUDA device, got {device.type}; try precision=bf16 or precision=fp32"
         )
     if name != "auto":
-        return name
+        slow = name == "bf16" and device.type == "cpu" and not cpu_multiplies_bf16()
+        return name, "asked for" + (", slow: this processor emulates its products" if slow else "")
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU multiplies it several times faster than fp32"
+        return "fp32", "this GPU has no bf16 products"
+    if device.type == "cpu":
+        if cpu_multiplies_bf16():
+            return "bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)"
+        return "fp32", "this processor has no bf16 products (AVX512-BF16 or AMX)"
+    return "fp32", f"not measured yet on {device.type}"
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -89,19 +100,37 @@ class Kernels:
 PLAIN = Kernels("plain", "PyTorch's own")
 
 
-def build_kernels(name: str, config: ModelConfig, device: torch.device, *, compiled: bool = False) -> Kernels:
+def build_channels_last(word: str, device: torch.device) -> tuple[bool, str]:
+    """Whether the channels of a pixel lie side by side in memory, and why."""
+    if word != "auto":
+        return word == "true", "asked for"
+    if device.type == "mps":
+        return True, "not measured yet on mps"
+    return True, "what the fastest convolutions and the fused kernels read"
+
+
+def build_kernels(
+    name: str, config: ModelConfig, device: torch.device, *, compiled: bool = False, channels_last: bool = True
+) -> Kernels:
     """What ``auto``, ``plain`` or ``fused`` means here; raises `ConfigError` where ``fused`` cannot be had."""
     why_not = ""
     if name == "plain":
         why_not = "asked for"
     elif compiled:
         why_not = "torch.compile makes its own"
-    elif device.type != "cpu":
-        why_not = f"the fused ones are for the CPU, this runs on {device.type}"
+    elif device.type not in ("cpu", "cuda"):
+        why_not = f"the fused ones are for the CPU and CUDA, this runs on {device.type}"
+    elif device.type == "cuda" and name == "auto":
+        why_not = "the fused ones have not been measured yet on cuda"
+    elif not channels_last:
+        why_not = "the fused ones need channels_last"
     elif config.activation != "relu":
         why_not = f"the fused ones are for ReLU, this network has {config.activation}"
     if not why_not:
         try:
+            if device.type == "cuda":
+                words = fused_cuda.prepare()
+                return Kernels("fused", words, fused_cuda.norm_act, nn.Conv2d, fused_cuda.crop_flip_normalise)
             return Kernels("fused", fused.prepare(), fused.norm_act, fused.Conv2d, fused.crop_flip_normalise)
         except native.Unavailable as error:
             why_not = str(error)
@@ -129,8 +158,66 @@ def build_compile(word: str, kernels: Kernels, device: torch.device) -> tuple[bo
     return False, f"not measured yet on {device.type}"
 
 
-def build_model(config: ModelConfig, *, num_classes: int, seed: int, kernels: Kernels = PLAIN) -> CifarResNet | ResNet:
-    """The network on the CPU in channels_last, its weights drawn from the seed alone."""
+def build_graph(word: str, device: torch.device) -> tuple[bool, str]:
+    """Whether updates are recorded as a CUDA graph, and why; raises `ConfigError` where there is no CUDA."""
+    if device.type != "cuda":
+        if word == "true":
+            raise ConfigError(f"graph: graph=true needs a CUDA device, got {device.type}; try graph=auto")
+        return False, f"there are none on {device.type}"
+    if word == "auto":
+        return False, "not measured yet on cuda"
+    return word == "true", "asked for"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run computes on the machine at hand: every choice, with its reason."""
+
+    device: torch.device
+    precision: str
+    kernels: Kernels
+    channels_last: bool
+    compiled: bool
+    graph: bool
+    reasons: dict[str, str]  # option of the configuration: why it is what it is
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The choices as rows of a run's header."""
+        rows = [
+            ("precision", self.precision, "precision"),
+            ("layout", "channels_last" if self.channels_last else "channels first", "channels_last"),
+            ("kernels", self.kernels.name, "kernels"),
+            ("compile", str(self.compiled).lower(), "compile"),
+        ]
+        if self.device.type == "cuda":
+            rows.append(("graph", str(self.graph).lower(), "graph"))
+        return [(name, f"{choice}: {self.reasons[option]}") for name, choice, option in rows]
+
+
+def build_plan(config: Config) -> Plan:
+    """Choose device, arithmetic and kernels; raises `ConfigError` for what this machine cannot do."""
+    device = build_device(config.device)
+    precision, why_precision = build_precision(config.precision, device)
+    channels_last, why_channels_last = build_channels_last(config.channels_last, device)
+    kernels = build_kernels(
+        config.kernels, config.model, device, compiled=config.compile == "true", channels_last=channels_last
+    )
+    compiled, why_compiled = build_compile(config.compile, kernels, device)
+    graph, why_graph = build_graph(config.graph, device)
+    reasons = {
+        "precision": why_precision,
+        "channels_last": why_channels_last,
+        "kernels": kernels.reason,
+        "compile": why_compiled,
+        "graph": why_graph,
+    }
+    return Plan(device, precision, kernels, channels_last, compiled, graph, reasons)
+
+
+def build_model(
+    config: ModelConfig, *, num_classes: int, seed: int, kernels: Kernels = PLAIN, channels_last: bool = True
+) -> CifarResNet | ResNet:
+    """The network on the CPU, its weights drawn from the seed alone."""
     shared: dict[str, Any] = {
         "depth": config.depth,
         "num_classes": num_classes,
@@ -155,7 +242,7 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int, kernels: Ke
             model = ResNet(**shared, stem=config.stem)  # type: ignore[arg-type]  # checked in config.py
         case _:
             raise TypeError(f"no network for {type(config).__name__}")
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -196,10 +283,18 @@ def build_schedule(config: ScheduleConfig, *, lr: float, total_steps: int, steps
 
 
 def build_state(
-    config: Config, *, num_classes: int, device: torch.device, precision: str, kernels: Kernels = PLAIN
+    config: Config,
+    *,
+    num_classes: int,
+    device: torch.device,
+    precision: str,
+    kernels: Kernels = PLAIN,
+    channels_last: bool = True,
 ) -> TrainState:
     """Model, optimizer and the rest, on the device, before the first update."""
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed, kernels=kernels).to(device)
+    model = build_model(
+        config.model, num_classes=num_classes, seed=config.seed, kernels=kernels, channels_last=channels_last
+    ).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=precision == "fp16")
     return TrainState(model, build_optimizer(config.optim, model), scaler, average)
@@ -216,11 +311,25 @@ def build_step_options(config: Config, precision: str) -> StepOptions:
     )
 
 
+def build_forward(state: TrainState, plan: Plan) -> Forward:
+    """The way through the network in training: the network itself, or what `torch.compile` makes of it."""
+    return torch.compile(state.model, dynamic=False) if plan.compiled else state.model
+
+
+def build_update(state: TrainState, plan: Plan, options: StepOptions, forward: Forward) -> Update:
+    """The function that makes one update of ``state``."""
+    if plan.graph:
+        return GraphedStep(state, options=options, forward=forward)
+    return partial(train_step, state, options=options, forward=forward)
+
+
 def build_train_data(
     config: Config,
     dataset: Dataset,
     device: torch.device,
     kernels: Kernels = PLAIN,
+    *,
+    channels_last: bool = True,
 ) -> TrainData:
     """The endless stream of training batches."""
     return TrainData(
@@ -232,10 +341,20 @@ def build_train_data(
         std=config.dataset.std,
         num_classes=len(dataset.classes),
         device=device,
+        channels_last=channels_last,
         crop_flip_normalise=kernels.crop_flip_normalise,
     )
 
 
-def build_eval_data(config: DatasetConfig, split: Split, device: torch.device) -> EvalData:
+def build_eval_data(
+    config: DatasetConfig, split: Split, device: torch.device, *, channels_last: bool = True
+) -> EvalData:
     """Every image of a split, once."""
-    return EvalData(split, batch_size=EVAL_BATCH_SIZE, mean=config.mean, std=config.std, device=device)
+    return EvalData(
+        split,
+        batch_size=EVAL_BATCH_SIZE,
+        mean=config.mean,
+        std=config.std,
+        device=device,
+        channels_last=channels_last,
+    )

@@ -245,8 +245,10 @@ class Config:
     deterministic: bool
     device: str
     precision: str
+    channels_last: str  # auto, true, false
     kernels: str
     compile: str  # auto, true, false
+    graph: str  # auto, true, false
     profile: bool
     eval_every: Any  # duration
     log_every: int  # updates
@@ -257,7 +259,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for the first value that is out of range or contradicts another."""
-        self.compile = self.compile.lower()  # YAML's true arrives as True
+        for name in ("channels_last", "compile", "graph"):
+            setattr(self, name, getattr(self, name).lower())  # YAML's true arrives as True
         check_model(self.model)
         check_dataset(self.dataset)
         check_optim(self.optim)
@@ -466,17 +469,24 @@ def check_top_level(config: Config) -> None:
     _number("seed", config.seed, at_least=0)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ConfigError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
-    _choice("precision", config.precision, ("auto", "fp32", "bf16", "fp16"))
+    _choice("precision", config.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
+    _choice("channels_last", config.channels_last, ("auto", "true", "false"))
     _choice("kernels", config.kernels, ("auto", "plain", "fused"))
     _choice("compile", config.compile, ("auto", "true", "false"))
+    _choice("graph", config.graph, ("auto", "true", "false"))
     if config.kernels == "fused" and config.compile == "true":
         raise ConfigError(
             "compile=true needs operations that torch.compile can look into, got kernels=fused; try kernels=auto"
         )
-    if config.precision == "fp16" and config.device in ("cpu", "mps"):
+    if config.kernels == "fused" and config.channels_last == "false":
+        raise ConfigError("kernels=fused needs channels_last, got channels_last=false; try kernels=auto")
+    if config.precision in ("fp16", "tf32") and config.device in ("cpu", "mps"):
         raise ConfigError(
-            f"precision=fp16 needs a CUDA device, got device={config.device}; try precision=bf16 or precision=fp32"
+            f"precision={config.precision} needs a CUDA device, got device={config.device}; try precision=bf16 or "
+            f"precision=fp32"
         )
+    if config.graph == "true" and config.device in ("cpu", "mps"):
+        raise ConfigError(f"graph=true needs a CUDA device, got device={config.device}; try graph=auto")
     _duration("eval_every", config.eval_every, positive=True)
     _number("log_every", config.log_every, at_least=1)
     _duration("checkpoint.every", config.checkpoint.every, positive=True)

@@ -24,12 +24,12 @@ from resnet_train import build, environment
 from resnet_train.checkpoint import FORMAT, Checkpoints
 from resnet_train.config import Config
 from resnet_train.data import Dataset, load
-from resnet_train.engine import evaluate, train_step
+from resnet_train.engine import evaluate, set_products, train_step
 from resnet_train.errors import RunError
 from resnet_train.limits import copy_bandwidth, matmul_ceiling
 from resnet_train.loop import at_rest
+from resnet_train.seeding import set_deterministic
 
-SIDES = ("tutorial", "tuned", "ours")
 # Updates at the start of each round that do not count: they start workers and fill caches, use up the batches that a
 # loader prepared while it was another loop's turn, and let the other's workers come to rest.
 UNMEASURED = 5
@@ -47,7 +47,9 @@ class Contestant:
         )
         self._process.start()
         theirs.close()
-        self.threads: int = self._receive()
+        self.threads: int
+        self.num_train: int  # images of an epoch
+        self.threads, self.num_train = self._receive()
 
     def __enter__(self) -> Contestant:
         return self
@@ -85,17 +87,16 @@ def _contestant(config: Config, side: str, seconds: float, start_method: str, pi
     if side == "limits":
         _answer_limits(device, pipe)
         return
-    precision = build.build_precision(config.precision, device)
     dataset = load(config.dataset, seed=config.seed)
-    ours = Ours(config, dataset, device, precision) if side == "ours" else None
-    loop = (
-        ours.loop()
-        if ours is not None
-        else reference(
-            config, dataset, device, precision="fp32" if side == "tutorial" else precision, tuned=side == "tuned"
-        )
-    )
-    pipe.send(torch.get_num_threads())
+    ours = None
+    if side == "ours":
+        ours = Ours(config, dataset)
+        loop = ours.loop()
+    else:
+        tuned = side == "tuned"
+        precision, _ = build.build_precision(config.precision, device) if tuned else ("fp32", "")
+        loop = reference(config, dataset, device, precision=precision, tuned=tuned)
+    pipe.send((torch.get_num_threads(), len(dataset.train)))
     with contextlib.suppress(EOFError):
         while True:
             if pipe.recv() == "round":
@@ -119,7 +120,7 @@ def _round(loop: Generator[None, None, None], seconds: float, batch_size: int, d
 
 
 def _answer_limits(device: torch.device, pipe: Connection) -> None:
-    pipe.send(torch.get_num_threads())
+    pipe.send((torch.get_num_threads(), 0))
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     with contextlib.suppress(EOFError):
         while pipe.recv():
@@ -141,23 +142,30 @@ def wait(device: torch.device) -> None:
 class Ours:
     """This project's batches and step, built and called as the training loop does."""
 
-    def __init__(self, config: Config, dataset: Dataset, device: torch.device, precision: str) -> None:
-        kernels = build.build_kernels(config.kernels, config.model, device, compiled=config.compile == "true")
-        compiled, _ = build.build_compile(config.compile, kernels, device)
-        self._config, self._device, self._precision = config, device, precision
-        self._data = build.build_train_data(config, dataset, device, kernels)
-        self._test = build.build_eval_data(config.dataset, dataset.test, device)
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        self.plan = plan = build.build_plan(config)
+        set_deterministic(config.deterministic)
+        set_products(plan.precision)
+        self._config, self._device = config, plan.device
+        layout = {"channels_last": plan.channels_last}
+        self._data = build.build_train_data(config, dataset, plan.device, plan.kernels, **layout)
+        self._test = build.build_eval_data(config.dataset, dataset.test, plan.device, **layout)
         self._state = build.build_state(
-            config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
+            config,
+            num_classes=len(dataset.classes),
+            device=plan.device,
+            precision=plan.precision,
+            kernels=plan.kernels,
+            **layout,
         )
-        self._options = build.build_step_options(config, precision)
-        self._forward = torch.compile(self._state.model, dynamic=False) if compiled else self._state.model
+        self._options = build.build_step_options(config, plan.precision)
+        self._forward = build.build_forward(self._state, plan)
+        self._update = build.build_update(self._state, plan, self._options, self._forward)
 
     def update(self) -> None:
         """One update."""
         images, labels = self._data.batch(self._state.step)
-        lr = self._config.optim.lr
-        train_step(self._state, images, labels, lr=lr, options=self._options, forward=self._forward)
+        self._update(images, labels, lr=self._config.optim.lr)
 
     def loop(self) -> Generator[None, None, None]:
         """One update for each item."""
@@ -174,13 +182,15 @@ class Ours:
             "evaluation": self.evaluation(),
             "checkpoint": self.checkpoint(),
             "peak_memory_bytes": environment.peak_memory_bytes(self._device),
+            "choices": dict(self.plan.lines()),
         }
 
     def phases(self) -> dict[str, float]:
         """Share of the time in data, forward, backward (with the loss), optimizer and the rest.
 
         The step is the product's own: its phases end where it calls the network and the optimizer. On a GPU each waits
-        for the device, which makes the sum longer than an undisturbed step.
+        for the device, which makes the sum longer than an undisturbed step, and the step is not the one of a CUDA
+        graph, which has no inside.
         """
         spent = dict.fromkeys(("data", "forward", "backward", "optimizer", "other"), 0.0)
         since = 0.0
@@ -242,7 +252,7 @@ class Ours:
     def evaluation(self) -> dict[str, float]:
         """Seconds for all test images."""
         begun = time.perf_counter()
-        result = evaluate(self._state.eval_model, self._test, precision=self._precision)
+        result = evaluate(self._state.eval_model, self._test, precision=self.plan.precision)
         return {"images": result.count, "seconds": time.perf_counter() - begun}
 
     def checkpoint(self) -> dict[str, float]:

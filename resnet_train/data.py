@@ -152,10 +152,12 @@ class TrainData:
         std: list[float],
         num_classes: int,
         device: torch.device,
+        channels_last: bool = True,
         crop_flip_normalise: augment.CropFlipNormalise = augment.crop_flip_normalise,
     ) -> None:
         self.split = split.to(device)
         self.batch_size = batch_size
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.crop_flip_normalise = crop_flip_normalise
         self.seed = seed
         self.augment = augment
@@ -165,7 +167,7 @@ class TrainData:
         self._epochs: dict[int, _Epoch] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images ``(B, 3, H, W)`` float32 in channels_last, and their labels.
+        """Images ``(B, 3, H, W)`` float32, and their labels.
 
         Labels are int64 ``(B,)``, or with mixup or CutMix a distribution, float32 ``(B, num_classes)``.
         """
@@ -181,7 +183,7 @@ class TrainData:
             mode=options.crop_mode,
             mean=self.mean,
             std=self.std,
-        )
+        ).contiguous(memory_format=self.layout)
         labels = self.split.labels[index].to(self.device, non_blocking=True)
         if options.cutout:
             images = augment.cutout(
@@ -243,16 +245,25 @@ class EvalData:
     """Every image of one split once, in order, without augmentation."""
 
     def __init__(
-        self, split: Split, *, batch_size: int, mean: list[float], std: list[float], device: torch.device
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: list[float],
+        std: list[float],
+        device: torch.device,
+        channels_last: bool = True,
     ) -> None:
         self.split = split.to(device)
         self.batch_size = batch_size
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
         self.device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``(B, 3, H, W)`` float32 in channels_last, labels ``(B,)``; the last batch may be smaller."""
+        """Images ``(B, 3, H, W)`` float32, labels ``(B,)``; the last batch may be smaller."""
         for images, labels in zip(
             self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True
         ):
-            yield augment.normalise(images.to(self.device), self.mean, self.std), labels.to(self.device)
+            normalised = augment.normalise(images.to(self.device), self.mean, self.std)
+            yield normalised.contiguous(memory_format=self.layout), labels.to(self.device)

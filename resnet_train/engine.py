@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from resnet_train.state import TrainState
 
+Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
+
 
 @dataclass(frozen=True)
 class StepOptions:
     """What one update does besides the obvious."""
 
-    precision: str = "fp32"  # fp32, bf16, fp16: of convolutions and products; parameters stay float32
+    precision: str = "fp32"  # fp32, tf32, bf16, fp16: of convolutions and products; parameters stay float32
     accumulate: int = 1  # micro-batches
     label_smoothing: float = 0.0
     clip_grad_norm: float | None = None
@@ -31,6 +34,14 @@ class StepOutput:
     loss: Tensor  # (), mean over the batch
     accuracy: Tensor  # (), share of the batch whose (likeliest) label was found
     grad_norm: Tensor | None  # (), before clipping; where it clips, else None: ask `grad_norm`
+
+
+class Update(Protocol):
+    """One update of a state that it knows, by whatever path."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, lr: float) -> StepOutput:
+        """See `train_step`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,15 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     *,
-    lr: float,
+    lr: float | Tensor,
     options: StepOptions,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Forward | None = None,
 ) -> StepOutput:
     """Make one update of ``state`` in place and count it.
 
-    ``images`` ``(B, 3, H, W)``; ``forward``: the model itself unless another way through it is given, such as a
-    compiled one; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``. No synchronisation with
-    the device.
+    ``images`` ``(B, 3, H, W)``; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``; ``lr`` a number, or a
+    tensor ``()`` on the device; ``forward``: the model itself unless another way through it is given, such as a
+    compiled one. No synchronisation with the device.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -83,6 +94,81 @@ def train_step(
         update_average(state.ema, state.model, decay=options.ema_decay)
     state.step += 1
     return StepOutput(torch.stack(losses).mean(), torch.stack(correct).sum() / len(labels), norm)
+
+
+class GraphedStep:
+    """`train_step` recorded once as a CUDA graph, from the forward pass to the moving average: one launch an update.
+
+    The first updates are made one by one, since libraries set themselves up and momentum is allocated then, and the
+    learning rate is a tensor from the first of them on, so that an update is the same to the bit whether it is among
+    the first of a session or not. All updates need the shapes of the first one. ``state`` must not be loaded from a
+    checkpoint after that, nor updated in another way.
+    """
+
+    WARM_UP = 3  # updates before the recording; PyTorch's notes on CUDA graphs ask for that many
+
+    def __init__(self, state: TrainState, *, options: StepOptions, forward: Forward | None = None) -> None:
+        self._state, self._options, self._forward = state, options, forward
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._updates = 0
+
+    def __call__(self, images: Tensor, labels: Tensor, *, lr: float) -> StepOutput:
+        """See `train_step`. What it returns is the caller's own: the next replay does not change it."""
+        if self._updates == 0:
+            self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+            self._lr = torch.empty((), device=images.device)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._lr.fill_(lr)
+        if self._updates < self.WARM_UP:
+            output = self._step_aside(images.device)
+        else:
+            if self._graph is None:
+                self._record()
+            assert self._graph is not None
+            self._graph.replay()
+            self._state.step += 1
+            loss, accuracy, *norm = self._results.clone()
+            output = StepOutput(loss, accuracy, norm[0] if norm else None)
+        self._updates += 1
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = lr  # what a checkpoint holds
+        return output
+
+    def _step(self) -> StepOutput:
+        return train_step(
+            self._state, self._images, self._labels, lr=self._lr, options=self._options, forward=self._forward
+        )
+
+    def _step_aside(self, device: torch.device) -> StepOutput:
+        """An update on a stream of its own, where PyTorch wants those before a recording."""
+        here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            output = self._step()
+        here.wait_stream(aside)
+        return output
+
+    def _record(self) -> None:
+        """Record an update, which computes nothing."""
+        state = self._state
+        groups = [group for group in state.optimizer.param_groups if "capturable" in group]
+        for group in groups:
+            group["capturable"] = True  # AdamW asks for it; its counters are on the device in any case
+        self._graph = torch.cuda.CUDAGraph()
+        # Thread-local: a checkpoint may be on its way to the disk meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            output = self._step()
+            norm = [] if output.grad_norm is None else [output.grad_norm]
+            self._results = torch.stack([output.loss, output.accuracy, *norm])
+        for group in groups:
+            group["capturable"] = False
+        state.step -= 1  # counted by train_step, but not made yet
+
+
+def set_products(precision: str) -> None:
+    """Whether CUDA may round the inputs of float32 products to TF32's 10 bits: only if asked for, for the process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def grad_norm(state: TrainState, output: StepOutput) -> Tensor:
@@ -134,6 +220,6 @@ def at_least_float(logits: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The same code path for every precision; switched off for fp32."""
+    """The same code path for every precision; switched off for fp32 and tf32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=dtype, enabled=precision in ("bf16", "fp16"))

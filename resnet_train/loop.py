@@ -8,7 +8,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -22,7 +22,7 @@ from resnet_train.checkpoint import FORMAT, Checkpoints, read_weights
 from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.console import Progress, count, duration, header, progress_bar
 from resnet_train.data import EvalData, TrainData, load
-from resnet_train.engine import StepOptions, evaluate, grad_norm, train_step
+from resnet_train.engine import Update, evaluate, grad_norm, set_products
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.interrupt import Interrupted, Interrupts
 from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
@@ -97,16 +97,14 @@ class Run:
     config: Config
     directory: Path
     command: str
-    device: torch.device
-    precision: str
+    plan: build.Plan
     state: TrainState
-    forward: Callable[[torch.Tensor], torch.Tensor]  # of state.model, in training
+    update: Update
     profiler: Profiler
     train_data: TrainData
     eval_data: dict[str, EvalData]  # split: its images
     classes: tuple[str, ...]
     rate: Rate
-    options: StepOptions
     total_steps: int
     steps_per_epoch: Fraction
     clock: Clock
@@ -162,8 +160,8 @@ def train(config: Config, directory: Path, *, command: str, invocation: Invocati
 def out_of_memory(config: Config, run: Run) -> str:
     """What to do about it."""
     return (
-        f"out of memory on {run.device} with batch_size={config.batch_size}, accumulate={config.accumulate} and "
-        f"precision={run.precision}: try accumulate={2 * config.accumulate}, which splits each batch, a smaller "
+        f"out of memory on {run.plan.device} with batch_size={config.batch_size}, accumulate={config.accumulate} and "
+        f"precision={run.plan.precision}: try accumulate={2 * config.accumulate}, which splits each batch, a smaller "
         f"batch_size or a smaller model; the checkpoints are whole"
     )
 
@@ -171,19 +169,22 @@ def out_of_memory(config: Config, run: Run) -> str:
 def prepare(config: Config, directory: Path, *, command: str, invocation: Invocation | None = None) -> Run:
     """Build everything, take up the newest checkpoint if there is one, and say what will run."""
     clock = Clock()
-    device = build.build_device(config.device)
-    precision = build.build_precision(config.precision, device)
-    kernels = build.build_kernels(config.kernels, config.model, device, compiled=config.compile == "true")
-    compiled, why_compiled = build.build_compile(config.compile, kernels, device)
+    plan = build.build_plan(config)
     set_deterministic(config.deterministic)
+    set_products(plan.precision)
     dataset = load(config.dataset, seed=config.seed)
     check_lengths(config, len(dataset.train))
     per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))
     state = build.build_state(
-        config, num_classes=len(dataset.classes), device=device, precision=precision, kernels=kernels
+        config,
+        num_classes=len(dataset.classes),
+        device=plan.device,
+        precision=plan.precision,
+        kernels=plan.kernels,
+        channels_last=plan.channels_last,
     )
     checkpoints = Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep)
-    forced = restore(config, directory, checkpoints, state, clock, precision, kernels.name)
+    forced = restore(config, directory, checkpoints, state, clock, plan.precision, plan.kernels.name)
     if forced is None and config.init_from:
         begin_with(state, Path(config.init_from))
     if state.step > total:
@@ -200,16 +201,19 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
         config=config,
         directory=directory,
         command=command,
-        device=device,
-        precision=precision,
+        plan=plan,
         state=state,
-        forward=torch.compile(state.model, dynamic=False) if compiled else state.model,
-        profiler=Profiler(directory, device, enabled=config.profile, updates_left=total - state.step),
-        train_data=build.build_train_data(config, dataset, device, kernels),
-        eval_data={name: build.build_eval_data(config.dataset, split, device) for name, split in splits.items()},
+        update=build.build_update(
+            state, plan, build.build_step_options(config, plan.precision), build.build_forward(state, plan)
+        ),
+        profiler=Profiler(directory, plan.device, enabled=config.profile, updates_left=total - state.step),
+        train_data=build.build_train_data(config, dataset, plan.device, plan.kernels, channels_last=plan.channels_last),
+        eval_data={
+            name: build.build_eval_data(config.dataset, split, plan.device, channels_last=plan.channels_last)
+            for name, split in splits.items()
+        },
         classes=dataset.classes,
         rate=build.build_schedule(config.schedule, lr=config.optim.lr, total_steps=total, steps_per_epoch=per_epoch),
-        options=build.build_step_options(config, precision),
         total_steps=total,
         steps_per_epoch=per_epoch,
         clock=clock,
@@ -228,16 +232,17 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
             "multiply_adds": multiply_adds(state.model, dataset.image_size),
             "dataset": config.dataset.name,
             "images": {"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
-            "device": str(device),
-            "hardware": environment.hardware(device),
+            "device": str(plan.device),
+            "hardware": environment.hardware(plan.device),
             "forced": forced or [],
-            "kernels": kernels.name,
-            "compiled": compiled,
+            "kernels": plan.kernels.name,
+            "compiled": plan.compiled,
+            "graph": plan.graph,
             "versions": environment.versions(),
             "git_commit": environment.git_commit(),
         },
     )
-    describe(run, kernels, why_compiled, image_size=dataset.image_size)
+    describe(run, image_size=dataset.image_size)
     if forced is not None and state.step < total:
         logger.info("the learning rate goes on at %.4g, towards %s updates", run.rate(state.step), count(total))
     if state.step == total:
@@ -324,7 +329,7 @@ def fit(run: Run) -> int | None:
             images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
             if config.model.dropout:
                 seed_everything(config.seed, "dropout", step)
-            output = train_step(state, images, labels, lr=run.rate(step), options=run.options, forward=run.forward)
+            output = run.update(images, labels, lr=run.rate(step))
             run.profiler.after_update(state.step)
             metrics.add(output)
             progress.advance()
@@ -391,7 +396,7 @@ def at_rest() -> Iterator[None]:
 
 def watching(run: Run, progress: Progress) -> bool:
     """Whether to read the metrics now for the progress bar: only on the CPU, where reading costs nothing."""
-    return progress.visible and run.device.type == "cpu"
+    return progress.visible and run.plan.device.type == "cpu"
 
 
 def end_epoch(run: Run, metrics: TrainMetrics) -> Score:
@@ -412,7 +417,7 @@ def end_epoch(run: Run, metrics: TrainMetrics) -> Score:
 
 def evaluate_split(run: Run, split: str) -> Score:
     """Score the current weights, or their moving average, on every image of a split."""
-    result = evaluate(run.state.eval_model, run.eval_data[split], precision=run.precision)
+    result = evaluate(run.state.eval_model, run.eval_data[split], precision=run.plan.precision)
     return Score(
         loss=result.loss,
         accuracy=result.accuracy,
@@ -440,7 +445,7 @@ def score_best(run: Run) -> None:
     chosen = copy.deepcopy(run.state.eval_model)
     saved = run.checkpoints.best()["state"]
     chosen.load_state_dict(saved["model"] if saved["ema"] is None else saved["ema"])
-    result = evaluate(chosen, run.eval_data["test"], precision=run.precision)
+    result = evaluate(chosen, run.eval_data["test"], precision=run.plan.precision)
     score = Score(
         loss=result.loss,
         accuracy=result.accuracy,
@@ -461,8 +466,8 @@ def save(run: Run, *, best: bool = False) -> None:
         "format": FORMAT,
         "state": run.state.state_dict(),
         "config": asdict(run.config),
-        "precision": run.precision,
-        "device": str(run.device),
+        "precision": run.plan.precision,
+        "device": str(run.plan.device),
         "kernels": run.facts["kernels"],
         "forced": run.facts["forced"],
         "classes": list(run.classes),
@@ -472,7 +477,7 @@ def save(run: Run, *, best: bool = False) -> None:
     run.checkpoints.begin_save(content, step=run.state.step, best=best)
 
 
-def describe(run: Run, kernels: build.Kernels, why_compiled: str, *, image_size: int) -> None:
+def describe(run: Run, *, image_size: int) -> None:
     """Log the header."""
     config, facts, images = run.config, run.facts, run.facts["images"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in images.items())
@@ -488,9 +493,8 @@ def describe(run: Run, kernels: build.Kernels, why_compiled: str, *, image_size:
                 "data",
                 f"{config.dataset.name}: {splits} images of {image_size}x{image_size}, {len(run.classes)} classes",
             ),
-            ("device", f"{facts['device']} ({facts['hardware']}), {run.precision}"),
-            ("kernels", f"{kernels.name}: {kernels.reason}"),
-            ("compile", f"{str(facts['compiled']).lower()}: {why_compiled}"),
+            ("device", f"{facts['device']} ({facts['hardware']})"),
+            *run.plan.lines(),
             ("length", f"{length}, {epochs(run)} epochs, seed {config.seed}"),
             ("directory", str(run.directory)),
         ]
@@ -543,8 +547,8 @@ def summarise(run: Run, status: str, *, error: str | None = None) -> Summary:
         train_seconds=clock.train_seconds,
         total_seconds=clock.total_seconds,
         images_per_second=clock.speed() if clock.images else 0.0,
-        peak_memory_bytes=environment.peak_memory_bytes(run.device),
-        precision=run.precision,
+        peak_memory_bytes=environment.peak_memory_bytes(run.plan.device),
+        precision=run.plan.precision,
         seed=run.config.seed,
         command=run.command,
         sessions=clock.sessions,

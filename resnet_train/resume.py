@@ -16,6 +16,7 @@ INVOCATION = "invocation.json"
 # Changes of these keys leave the run the same run. epochs and steps change its length, and with it the schedule.
 CHANGEABLE = frozenset(
     {
+        "channels_last",
         "checkpoint.every",
         "checkpoint.keep",
         "compile",
@@ -27,6 +28,7 @@ CHANGEABLE = frozenset(
         "device",
         "epochs",
         "eval_every",
+        "graph",
         "kernels",
         "log_every",
         "name",

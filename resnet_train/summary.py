@@ -57,6 +57,7 @@ class Summary:
     precision: str = ""
     kernels: str = ""
     compiled: bool = False
+    graph: bool = False
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None  # of the project's source; with "+changes" where it was modified

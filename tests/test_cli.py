@@ -259,7 +259,7 @@ def test_a_run(program: tuple[str, ...], tmp_path: Path) -> None:
     assert found is not None
     assert "model      resnet8: 5,006 parameters, 0.2 M multiply-adds an image\n" in out
     assert "data       synthetic: 200 train, 50 test images of 16x16, 10 classes\n" in out
-    assert re.search(r"^device     cpu \(.+, \d+ threads?\), fp32$", out, re.M)
+    assert re.search(r"^device     cpu \(.+, \d+ threads?\)\nprecision  fp32: asked for$", out, re.M)
     assert "length     7 updates of 32 images, 1 epochs, seed 0\n" in out
     assert f"directory  {directory}\n" in out
     assert re.search(

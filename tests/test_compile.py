@@ -1,4 +1,4 @@
-"""compile=true and profile=true: the same training by another way, and a look at it."""
+"""compile, graph, channels_last and profile: the same training by another way, and a look at it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from resnet_train import checkpoint
-from resnet_train.build import build_compile, build_kernels
+from resnet_train.build import (
+    build_compile,
+    build_graph,
+    build_kernels,
+    build_plan,
+    build_precision,
+    cpu_multiplies_bf16,
+)
 from resnet_train.config import Config
+from resnet_train.errors import ConfigError
 from resnet_train.train import run
 from tests.test_cli import call
 from tests.test_train import Tiny, cut_back, rows
@@ -39,6 +47,89 @@ def test_choice(
     assert build_compile(config.compile, kernels, where) == expected
     if config.compile == "true" and device == "cpu":
         assert (kernels.name, kernels.reason) == ("plain", "torch.compile makes its own")
+
+
+@pytest.mark.parametrize(
+    ("word", "device", "expected"),
+    [
+        ("auto", "cpu", (False, "there are none on cpu")),
+        ("false", "cpu", (False, "there are none on cpu")),
+        ("auto", "cuda", (False, "not measured yet on cuda")),
+        ("false", "cuda", (False, "asked for")),
+        ("true", "cuda", (True, "asked for")),
+    ],
+)
+def test_choice_of_a_graph(word: str, device: str, expected: tuple[bool, str]) -> None:
+    assert build_graph(word, torch.device(device)) == expected
+
+
+def test_a_graph_without_cuda() -> None:
+    with pytest.raises(ConfigError, match=r"^graph: graph=true needs a CUDA device, got cpu; try graph=auto$"):
+        build_graph("true", CPU)
+
+
+@pytest.mark.parametrize(
+    ("words", "kernels"),
+    [
+        ((), "fused"),
+        (("kernels=plain",), "plain: asked for"),
+        (("channels_last=false",), "plain: the fused ones need channels_last"),
+        (("compile=true",), "plain: torch.compile makes its own"),
+    ],
+)
+@pytest.mark.usefixtures("compiler")
+def test_every_choice_stands_in_the_header_with_its_reason(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, words: tuple[str, ...], kernels: str
+) -> None:
+    config = tiny("epochs=null", "steps=1", *words)
+    rows = dict(build_plan(config).lines())
+    assert rows["precision"] == "fp32: asked for"
+    assert rows["layout"].startswith("channels first: " if "channels_last=false" in words else "channels_last: ")
+    assert rows["kernels"].startswith(kernels)
+    assert "graph" not in rows, "of no interest on a CPU"
+    if "compile=true" not in words:
+        with caplog.at_level("INFO"):
+            run(config, directory=tmp_path)
+        logged = [record.getMessage() for record in caplog.records]
+        assert all(any(line.split(maxsplit=1) == [name, row] for line in logged) for name, row in rows.items())
+
+
+@pytest.mark.usefixtures("compiler")
+def test_the_layout_changes_nothing_but_rounding(tiny: Tiny, tmp_path: Path) -> None:
+    losses = []
+    for word in ("true", "false"):
+        run(
+            tiny("epochs=null", "steps=8", "log_every=1", "kernels=plain", f"channels_last={word}"),
+            directory=tmp_path / word,
+        )
+        losses.append([float(row["loss/train"]) for row in rows(tmp_path / word)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", "precision: tf32 needs a CUDA device, got cpu; try precision=bf16 or precision=fp32"),
+        ("mps", "precision: tf32 needs a CUDA device, got mps; try precision=bf16 or precision=fp32"),
+    ],
+)
+def test_tf32_without_cuda(device: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        build_precision("tf32", torch.device(device))
+    assert str(raised.value) == expected
+
+
+def test_the_choice_of_a_precision() -> None:
+    has_bf16 = cpu_multiplies_bf16()
+    assert build_precision("auto", CPU) == (
+        ("bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)")
+        if has_bf16
+        else ("fp32", "this processor has no bf16 products (AVX512-BF16 or AMX)")
+    )
+    slow = "" if has_bf16 else ", slow: this processor emulates its products"
+    assert build_precision("bf16", CPU) == ("bf16", f"asked for{slow}")
+    assert build_precision("fp32", CPU) == ("fp32", "asked for")
 
 
 def test_without_a_compiler(tmp_path: Path) -> None:

@@ -148,8 +148,10 @@ def test_default_config() -> None:
         "deterministic": False,
         "device": "auto",
         "precision": "auto",
+        "channels_last": "auto",
         "kernels": "auto",
         "compile": "auto",
+        "graph": "auto",
         "profile": False,
         "eval_every": 1,
         "log_every": 50,
@@ -365,7 +367,20 @@ MESSAGES: list[tuple[str, str]] = [
     ),
     ("device=gpu", "device: expected auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     ("device=cuda:x", "device: expected auto, cpu, cuda, cuda:N or mps, got 'cuda:x'"),
-    ("precision=b16", "precision: expected one of auto, fp32, bf16, fp16, got 'b16'; did you mean precision=bf16?"),
+    (
+        "precision=b16",
+        "precision: expected one of auto, fp32, tf32, bf16, fp16, got 'b16'; did you mean precision=bf16?",
+    ),
+    ("channels_last=maybe", "channels_last: expected one of auto, true, false, got 'maybe'"),
+    ("graph=True device=cpu", "graph=true needs a CUDA device, got device=cpu; try graph=auto"),
+    (
+        "kernels=fused channels_last=false",
+        "kernels=fused needs channels_last, got channels_last=false; try kernels=auto",
+    ),
+    (
+        "precision=tf32 device=cpu",
+        "precision=tf32 needs a CUDA device, got device=cpu; try precision=bf16 or precision=fp32",
+    ),
     (
         "precision=fp16 device=cpu",
         "precision=fp16 needs a CUDA device, got device=cpu; try precision=bf16 or precision=fp32",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_train import optim
-from resnet_train.engine import StepOptions, evaluate, grad_norm, train_step, update_average
+from resnet_train.config import AugmentConfig
+from resnet_train.data import Split, TrainData
+from resnet_train.engine import GraphedStep, StepOptions, evaluate, grad_norm, set_products, train_step, update_average
 from resnet_train.resnet import CifarResNet
 from resnet_train.state import TrainState
 
@@ -247,6 +253,174 @@ def test_the_average_moves_by_what_the_decay_leaves() -> None:
     assert average.weight.tolist() == [1.5, 1.5]
     assert average.running_mean.tolist() == [2.0, 2.0]  # type: ignore[union-attr]
     assert average.num_batches_tracked == 5
+
+
+def test_in_float64_the_loss_is_float64() -> None:
+    state, (images, labels) = state_of(small_resnet().double()), batch()
+    output = train_step(state, images.double(), labels, lr=0.1, options=StepOptions())
+    assert output.loss.dtype == torch.float64
+    assert evaluate(state.model, [(images.double(), labels)], precision="fp32").count == 8
+
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("precision", ["tf32", "fp32", "bf16", "fp16"])
+def test_products_are_rounded_to_tf32_only_if_asked_for(precision: str) -> None:
+    """PyTorch's own default lets convolutions do it."""
+    set_products("fp32" if precision == "tf32" else "tf32")
+    set_products(precision)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+
+
+# ------------------------------------------------------------------------------------------- what a device must not see
+
+
+class Synchronisations(TorchDispatchMode):
+    """Notes operations that make the host wait for the device, or that send it a number from a Python object."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+    SENDING = ("lift_fresh",)  # torch.tensor(...)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAITING + self.SENDING:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+EVERY_OPTION = [
+    StepOptions(),
+    StepOptions(precision="bf16"),
+    StepOptions(label_smoothing=0.1, clip_grad_norm=0.05, accumulate=4, ema_decay=0.9),
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("loss_scale", [None, 2.0**10])
+@pytest.mark.parametrize("labels", [None, distribution()], ids=["labels", "distribution"])
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=str)
+def test_no_update_waits_for_the_device(
+    options: StepOptions, labels: Tensor | None, loss_scale: float | None, optimizer: str
+) -> None:
+    """Nor could it be recorded as a CUDA graph."""
+    state = state_of(small_resnet(), ema=options.ema_decay is not None, loss_scale=loss_scale)
+    if optimizer == "adamw":
+        state.optimizer = optim.adamw(
+            state.model, lr=1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, decay_norm_and_bias=False
+        )
+    images, drawn = batch()
+    train_step(state, images, drawn if labels is None else labels, lr=0.1, options=options)
+    with Synchronisations() as synchronisations:
+        output = train_step(state, images, drawn if labels is None else labels, lr=torch.tensor(0.1), options=options)
+        on_the_way = list(synchronisations.seen)
+        output.loss.item()
+    assert on_the_way == ["lift_fresh"]  # the rate, which the test makes
+    assert synchronisations.seen[-1] == "_local_scalar_dense", "it would have been seen"
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {},
+        {"cutout": 4},
+        {"crop_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_no_batch_waits_for_the_device(augment: dict[str, Any]) -> None:
+    options = {"crop_padding": 2, "crop_mode": "zeros", "flip": True, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
+    data = TrainData(
+        Split(torch.zeros(32, 8, 8, 3, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64)),
+        batch_size=8,
+        seed=0,
+        augment=AugmentConfig(**{**options, **augment}),
+        mean=[0.5] * 3,
+        std=[0.2] * 3,
+        num_classes=10,
+        device=torch.device("cpu"),
+    )
+    data.batch(0)  # what is drawn for the epoch
+    with Synchronisations() as synchronisations:
+        data.batch(1)
+    assert synchronisations.seen == []
+
+
+def test_a_rate_in_a_tensor_is_the_rate() -> None:
+    states = [state_of(small_resnet()) for _ in range(2)]
+    for step in range(3):
+        for state, lr in zip(states, (0.25, torch.tensor(0.25)), strict=True):  # exact in float32
+            train_step(state, *batch(seed=step), lr=lr, options=StepOptions())
+    assert_same_weights(states[0].model, states[1].model)
+
+
+# ---------------------------------------------------------------------------------------------------------- CUDA graphs
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_cuda(state: TrainState, *, optimizer: str = "sgd", fp16: bool = False) -> TrainState:
+    model = state.model.to("cuda", memory_format=torch.channels_last)
+    if optimizer == "adamw":
+        chosen: torch.optim.Optimizer = optim.adamw(
+            model, lr=1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, decay_norm_and_bias=False
+        )
+    else:
+        chosen = optim.sgd(model, lr=1, momentum=0.9, nesterov=True, weight_decay=1e-2, decay_norm_and_bias=False)
+    ema = None if state.ema is None else state.ema.to("cuda", memory_format=torch.channels_last)
+    return TrainState(model, chosen, torch.amp.GradScaler("cuda", enabled=fp16), ema)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("labels", [None, distribution()], ids=["labels", "distribution"])
+@pytest.mark.parametrize("options", [*EVERY_OPTION, StepOptions(precision="fp16", clip_grad_norm=0.1)], ids=str)
+def test_a_graph_makes_the_same_updates(options: StepOptions, labels: Tensor | None, optimizer: str) -> None:
+    """One by one, recorded from the fourth on, and with a checkpoint copied by another thread meanwhile."""
+    states = [
+        on_cuda(
+            state_of(small_resnet(), ema=options.ema_decay is not None),
+            optimizer=optimizer,
+            fp16=options.precision == "fp16",
+        )
+        for _ in range(2)
+    ]
+    graphed = GraphedStep(states[1], options=options)
+    for step in range(8):
+        images, drawn = (tensor.cuda() for tensor in batch(seed=step))
+        targets = drawn if labels is None else labels.cuda()
+        lr = 0.01 * (step + 1)
+        expected = train_step(states[0], images, targets, lr=torch.tensor(lr, device="cuda"), options=options)
+        norms = [grad_norm(states[0], expected)]
+        writer = threading.Thread(target=lambda: [value.cpu() for value in states[1].model.state_dict().values()])
+        writer.start()
+        output = graphed(images, targets, lr=lr)
+        writer.join()
+        norms.append(grad_norm(states[1], output))
+        torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norms[1], norms[0], rtol=1e-3, atol=1e-5)
+        assert states[1].step == step + 1
+        assert [group["lr"] for group in states[1].optimizer.param_groups] == [lr, lr]
+        evaluate(states[1].eval_model, [(images, drawn)], precision=options.precision)
+    torch.testing.assert_close(states[1].model.state_dict(), states[0].model.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_outputs_of_a_graph_outlive_the_next_replay() -> None:
+    graphed = GraphedStep(on_cuda(state_of(small_resnet())), options=StepOptions())
+    outputs = [graphed(*(tensor.cuda() for tensor in batch(seed=step)), lr=0.1) for step in range(8)]
+    assert len({output.loss.item() for output in outputs}) == 8
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation

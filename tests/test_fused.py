@@ -321,7 +321,9 @@ def test_weights_have_the_same_names_and_values(compose: Callable[..., Config]) 
         ("auto", (), "cpu", "fused"),
         ("fused", (), "cpu", "fused"),
         ("plain", (), "cpu", "plain: asked for"),
-        ("auto", (), "cuda", "plain: the fused ones are for the CPU, this runs on cuda"),
+        ("auto", (), "cuda", "plain: the fused ones have not been measured yet on cuda"),
+        ("fused", (), "cuda", "fused: batch norm, addition and ReLU in one, by Triton "),
+        ("auto", (), "mps", "plain: the fused ones are for the CPU and CUDA, this runs on mps"),
         ("auto", ("model.activation=tanh",), "cpu", "plain: the fused ones are for ReLU, this network has tanh"),
     ],
 )

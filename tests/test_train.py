@@ -18,7 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from resnet_train import checkpoint, rundir, summary
 from resnet_train.build import build_state
 from resnet_train.config import Config, options_of
-from resnet_train.engine import train_step
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.loop import prepare
 from resnet_train.train import run
@@ -350,7 +349,7 @@ def test_every_recipe_makes_two_updates(
         losses = []
         for step in range(2):
             images, labels = prepared.train_data.batch(step)
-            output = train_step(prepared.state, images, labels, lr=prepared.rate(step), options=prepared.options)
+            output = prepared.update(images, labels, lr=prepared.rate(step))
             losses.append(output.loss.item())
         assert all(math.isfinite(loss) for loss in losses)
         assert prepared.state.step == 2
