@@ -67,23 +67,17 @@ def build_precision(name: str, device: torch.device) -> tuple[str, str]:
             f"precision: {name} needs a CUDA device, got {device.type}; try precision=bf16 or precision=fp32"
         )
     if name != "auto":
-        slow = name == "bf16" and device.type == "cpu" and not cpu_multiplies_bf16()
-        return name, "asked for" + (", slow: this processor emulates its products" if slow else "")
+        emulated = name == "bf16" and device.type == "cpu" and not fused.multiplies_bf16()
+        return name, "asked for" + (", though this processor has no bf16 products (AVX512-BF16 or AMX)" * emulated)
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU multiplies it several times faster than fp32"
         return "fp32", "this GPU has no bf16 products"
     if device.type == "cpu":
-        if cpu_multiplies_bf16():
+        if fused.multiplies_bf16():
             return "bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)"
         return "fp32", "this processor has no bf16 products (AVX512-BF16 or AMX)"
     return "fp32", f"not measured yet on {device.type}"
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bf16 products (AVX512-BF16 or AMX); elsewhere bf16 is emulated."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 
 
 @dataclass(frozen=True)

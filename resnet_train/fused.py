@@ -1,4 +1,4 @@
-"""Batch norm, the addition of a shortcut and ReLU as one operation on the CPU: the same values in a third of the time.
+"""Faster operations on the CPU: batch norm, the addition of a shortcut and ReLU as one, and 3x3 convolutions.
 
 `norm_act` takes the place of `resnet_train.resnet.norm_act` in a network; it computes with ``csrc/norm_act.cpp`` where
 that can serve and calls the other where it cannot: tensors that are not on the CPU, activations other than ReLU,
@@ -26,17 +26,25 @@ _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 def prepare() -> str:
     """Compile what is needed and return a few words on it for the run's header. Raises `native.Unavailable`."""
     native.load_norm_act()
+    native.load_winograd()
     native.load_batch()
     native.install_allocator()
-    parts = "batch norm, addition and ReLU in one"
+    parts = "batch norm, addition and ReLU in one, 3x3 convolutions by Winograd's algorithm"
     if has_weight_grad():
-        parts += ", weights' gradients with AMX"
+        parts += ", in bf16 their weights' gradients with AMX"
     return f"{parts} (compiled with {native.compiler()[1]})"
 
 
 @cache
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for bf16 products (AVX512-BF16 or AMX)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+@cache
 def has_weight_grad() -> bool:
-    """Whether `Conv2d` has a faster gradient on this machine."""
+    """Whether the processor has AMX tiles, with which `Conv2d` has a faster gradient in bfloat16."""
     try:
         native.load_conv_weight_grad()
     except native.Unavailable:
@@ -45,33 +53,87 @@ def has_weight_grad() -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` whose weights' gradient is computed by ``csrc/conv_weight_grad.cpp`` where that can serve.
+    """`torch.nn.Conv2d` with faster 3x3 convolutions of stride 1, padding 1 and channels in multiples of 16.
 
-    That is: 3x3, stride 1, padding 1, channels in multiples of 16, in bfloat16 (under autocast) on a processor with
-    AMX tiles. The gradient is then summed in float32 and never rounded to bfloat16.
+    By Winograd's algorithm, forward and backward (``csrc/winograd.cpp``), where 4x4 tiles cover the image without much
+    left over: values are float32, or bfloat16 under autocast, all computation is float32. On a processor with AMX
+    tiles, bfloat16 products are faster: there only the gradient of the weights is computed otherwise
+    (``csrc/conv_weight_grad.cpp``). Either way it is summed in float32 and never rounded to bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in, H, W) -> (N, out, H', W')``."""
-        if torch.is_grad_enabled() and self._serves(x):
-            return _Conv3x3.apply(x, self.weight)  # type: ignore[no-any-return]
+        if self._is_plain_3x3() and x.device.type == "cpu" and self.weight.dtype == torch.float32:
+            autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+            if autocast == torch.bfloat16 and has_weight_grad():
+                if x.dtype == torch.bfloat16 and torch.is_grad_enabled() and self.weight.requires_grad:
+                    return _Conv3x3.apply(x, self.weight)  # type: ignore[no-any-return]
+            elif autocast in _NAMES and x.dtype in _NAMES and fills_tiles(x.shape[2], x.shape[3]):
+                return _Winograd.apply(x.to(autocast), self.weight)  # type: ignore[no-any-return]
+        if self._would_be_emulated(x):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(torch.bfloat16)
         return super().forward(x)
 
-    def _serves(self, x: Tensor) -> bool:
+    def _would_be_emulated(self, x: Tensor) -> bool:
+        """Whether PyTorch would convolve in bfloat16 without instructions for it: many times slower than float32."""
         return (
             x.device.type == "cpu"
-            and x.dtype == torch.bfloat16
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and self.weight.dtype == torch.float32
-            and self.weight.requires_grad
-            and self.kernel_size == (3, 3)
+            and not multiplies_bf16()
+        )
+
+    def _is_plain_3x3(self) -> bool:
+        return (
+            self.kernel_size == (3, 3)
             and self.stride == self.padding == self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
             and self.groups == 1
             and self.bias is None
             and self.in_channels % _LANES == self.out_channels % _LANES == 0
-            and has_weight_grad()
         )
+
+
+def fills_tiles(height: int, width: int) -> bool:
+    """Whether at least half of the 4x4 tiles' pixels lie in the image: then Winograd's algorithm saves half or more."""
+    tiles = -(-height // 4) * -(-width // 4)
+    return 2 * height * width >= 16 * tiles
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = _rows(x), _rows(weight)
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight, weight.shape[0], turned=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = _rows(gradient.to(x.dtype))
+        grad_x, grad_weight = None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = _convolve(gradient, weight, weight.shape[1], turned=True)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)
+            getattr(native.load_winograd(), f"winograd_weight_gradient_{_NAMES[x.dtype]}")(
+                *_pointers(x, gradient, grad_weight), *_image_size(x), x.shape[1], weight.shape[0]
+            )
+        return grad_x, grad_weight
+
+
+def _convolve(x: Tensor, weight: Tensor, channels_out: int, *, turned: bool) -> Tensor:
+    count, height, width = _image_size(x)
+    y = torch.empty(count, channels_out, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    getattr(native.load_winograd(), f"winograd_convolve_{_NAMES[x.dtype]}")(
+        *_pointers(x, weight, y), count, height, width, x.shape[1], channels_out, turned
+    )
+    return y
+
+
+def _image_size(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2], x.shape[3]
 
 
 class _Conv3x3(torch.autograd.Function):
@@ -93,9 +155,8 @@ class _Conv3x3(torch.autograd.Function):
             )[0]
         if ctx.needs_input_grad[1]:
             grad_weight = torch.empty_like(weight, dtype=torch.float32)
-            (count, channels_in, height, width), channels_out = x.shape, weight.shape[0]
             native.load_conv_weight_grad().conv_weight_grad(
-                *_pointers(x, gradient, grad_weight), count, height, width, channels_in, channels_out
+                *_pointers(x, gradient, grad_weight), *_image_size(x), x.shape[1], weight.shape[0]
             )
         return grad_x, grad_weight
 

@@ -86,6 +86,18 @@ def load_conv_weight_grad() -> ctypes.CDLL:
 
 
 @cache
+def load_winograd() -> ctypes.CDLL:
+    """3x3 convolutions with their gradients, by Winograd's algorithm: ``csrc/winograd.cpp``. Raises `Unavailable`."""
+    library = _load("winograd.cpp", ["-std=c++17", "-O3", "-march=native", "-fopenmp"])
+    for dtype in ("float32", "bfloat16"):
+        convolve = getattr(library, f"winograd_convolve_{dtype}")
+        convolve.argtypes, convolve.restype = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5, ctypes.c_int], None
+        gradient = getattr(library, f"winograd_weight_gradient_{dtype}")
+        gradient.argtypes, gradient.restype = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5], None
+    return library
+
+
+@cache
 def install_allocator() -> None:
     """Let PyTorch keep freed blocks of large CPU tensors (``csrc/allocator.cpp``), from now on and process-wide.
 

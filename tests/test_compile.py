@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_train import checkpoint
+from resnet_train import checkpoint, fused
 from resnet_train.build import (
     build_compile,
     build_graph,
     build_kernels,
     build_plan,
     build_precision,
-    cpu_multiplies_bf16,
 )
 from resnet_train.config import Config
 from resnet_train.errors import ConfigError
@@ -121,14 +120,14 @@ def test_tf32_without_cuda(device: str, expected: str) -> None:
 
 
 def test_the_choice_of_a_precision() -> None:
-    has_bf16 = cpu_multiplies_bf16()
+    has_bf16 = fused.multiplies_bf16()
     assert build_precision("auto", CPU) == (
         ("bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)")
         if has_bf16
         else ("fp32", "this processor has no bf16 products (AVX512-BF16 or AMX)")
     )
-    slow = "" if has_bf16 else ", slow: this processor emulates its products"
-    assert build_precision("bf16", CPU) == ("bf16", f"asked for{slow}")
+    though = "" if has_bf16 else ", though this processor has no bf16 products (AVX512-BF16 or AMX)"
+    assert build_precision("bf16", CPU) == ("bf16", f"asked for{though}")
     assert build_precision("fp32", CPU) == ("fp32", "asked for")
 
 

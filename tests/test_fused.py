@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_train import augment, fused, resnet
+from resnet_train import augment, fused, native, resnet
 from resnet_train.build import PLAIN, Kernels, build_kernels, build_model, build_state, build_step_options
 from resnet_train.config import Config
 from resnet_train.engine import train_step
@@ -216,38 +220,224 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
 
 # -------------------------------------------------------------------------------------------------------- convolutions
 
+# count, channels in and out, height, width: whole tiles and cut ones, all but one pixel of the last, panels and half
+# panels, several chunks and parts.
+IMAGES = [
+    (3, 16, 16, 8, 8),
+    (2, 16, 32, 5, 7),
+    (2, 48, 16, 9, 4),
+    (5, 32, 80, 4, 4),
+    (1, 64, 128, 3, 4),
+    (40, 16, 16, 32, 32),
+    (6, 192, 192, 6, 10),
+]
+HAS_AMX = fused.has_weight_grad()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def convolved(layer: nn.Conv2d, x: Tensor, gradient: Tensor, precision: str) -> list[Tensor]:
+    """Result, gradient of the images and of the weights."""
+    x = x.detach().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        y = layer(x)
+    y.backward(gradient.to(y.dtype))
+    assert x.grad is not None and layer.weight.grad is not None
+    return [y.detach(), x.grad, layer.weight.grad]
+
+
+def both_convolutions(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """By Winograd's algorithm, by PyTorch, and by PyTorch in float64, all of the same values."""
+    count, channels_in, channels_out, height, width = shape
+    precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    x = drawn(count, channels_in, height, width, dtype=dtype).relu()
+    gradient = drawn(count, channels_out, height, width, seed=1, dtype=dtype)
+    torch.manual_seed(0)
+    layer = fused.Conv2d(channels_in, channels_out, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    plain.load_state_dict(layer.state_dict())
+    exact = copy.deepcopy(plain).double()
+    return (
+        convolved(layer, x, gradient, precision),
+        convolved(plain.to(memory_format=torch.channels_last), x.float(), gradient.float(), "fp32"),
+        convolved(exact, x.double(), gradient.double(), "fp32"),
+    )
+
+
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_winograd_in_float32(shape: tuple[int, ...]) -> None:
+    """Off by three to four times what PyTorch's is, which adds up fewer roundings: a few units of the last digit."""
+    found, plain, expected = both_convolutions(shape, torch.float32)
+    for name, one, other, exact in zip(("y", "grad_x", "grad_weight"), found, plain, expected, strict=True):
+        assert one.shape == exact.shape
+        assert one.stride() == other.stride()
+        assert relative(one, exact) < 2e-6, name
+        assert relative(one, exact) < 6 * relative(other, exact) + 1e-6, name
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+@pytest.mark.skipif(HAS_AMX, reason="AMX tiles multiply bfloat16")
+def test_winograd_in_bfloat16(shape: tuple[int, ...]) -> None:
+    """Of values in bfloat16, and rounded to it once: 8 bits. The gradient of the weights is not rounded."""
+    found, _, expected = both_convolutions(shape, torch.bfloat16)
+    for name, one, exact, bound in zip(("y", "grad_x"), found, expected, (2**-8, 2**-8), strict=False):
+        assert one.dtype == torch.bfloat16
+        atol = 1e-5 * exact.abs().max().item()
+        torch.testing.assert_close(one.double(), exact, rtol=bound, atol=atol, msg=name)
+    assert found[2].dtype == torch.float32
+    assert relative(found[2], expected[2]) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_winograd_does_not_depend_on_the_number_of_threads(threads: Callable[[int], None], dtype: torch.dtype) -> None:
+    found = []
+    for number in (1, 2, 3, 5):
+        threads(number)
+        found.append([both_convolutions(shape, dtype)[0] for shape in [(40, 16, 32, 16, 16), (3, 160, 128, 4, 4)]])
+    for other in found[1:]:
+        for ones, others in zip(found[0], other, strict=True):
+            assert all(torch.equal(one, two) for one, two in zip(ones, others, strict=True))
+
+
+@pytest.mark.parametrize("source", ["winograd.cpp", "norm_act.cpp"])
+def test_registers_of_another_width(source: str, tmp_path: Path) -> None:
+    """The code for AVX-512, made of narrower instructions where the processor lacks it: the same to rounding."""
+    library = tmp_path / "wide.so"
+    options = [
+        "-std=c++17",
+        "-O1",
+        "-march=native",
+        "-fopenmp",
+        "-DRESNET_TRAIN_WIDE",
+        "-shared",
+        "-fPIC",
+        "-Wno-psabi",
+    ]
+    path = Path(native.__file__).parent / "csrc" / source
+    subprocess.run([native.compiler()[0], *options, "-DRESNET_TRAIN_WIDE", "-o", library, path], check=True)
+    load = "load_winograd" if source == "winograd.cpp" else "load_norm_act"
+    script = f"""
+import ctypes, pathlib
+from resnet_train import native
+wide = ctypes.CDLL({str(library)!r})
+narrow = native.{load}()
+for name in {[*CONVOLUTIONS] if source == "winograd.cpp" else [*NORMS]}:
+    getattr(wide, name).argtypes, getattr(wide, name).restype = getattr(narrow, name).argtypes, None
+native.{load} = lambda: wide
+from tests import test_fused
+import torch
+for dtype in (torch.float32, torch.bfloat16):
+    test_fused.check_all({source!r}, dtype)
+print("checked")
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "checked\n", done.stderr
+
+
+CONVOLUTIONS = [
+    f"winograd_{name}_{dtype}" for name in ("convolve", "weight_gradient") for dtype in ("float32", "bfloat16")
+]
+NORMS = [
+    f"norm_act_{name}_{dtype}" for name in ("forward", "inference", "backward") for dtype in ("float32", "bfloat16")
+]
+
+
+def check_all(source: str, dtype: torch.dtype) -> None:
+    """What the tests of one file check, for the code that is loaded."""
+    if source == "winograd.cpp":
+        for shape in IMAGES:
+            if dtype == torch.float32:
+                test_winograd_in_float32(shape)
+            elif not HAS_AMX:
+                test_winograd_in_bfloat16(shape)
+        return
+    for shape in SHAPES:
+        if dtype == torch.float32:
+            for shortcut in (False, True):
+                test_norm_act_in_float32(shape, shortcut, (True, True))
+    if dtype == torch.bfloat16:
+        test_norm_act_in_bfloat16((4, 32, 8, 8), True)
+    test_norm_act_in_evaluation(True)
+
 
 @pytest.mark.parametrize(
-    ("channels", "options"),
+    ("options", "size"),
     [
-        ((16, 32), {"padding": 1}),
-        ((64, 64), {"padding": 1}),
-        ((16, 16), {"padding": 1, "stride": 2}),
-        ((3, 16), {"padding": 1}),
-        ((16, 16), {"padding": 1, "bias": True}),
-        ((16, 16), {"padding": 1, "groups": 2}),
+        ({"in_channels": 16, "out_channels": 16, "stride": 2}, 8),
+        ({"in_channels": 3, "out_channels": 16}, 8),
+        ({"in_channels": 16, "out_channels": 24}, 8),
+        ({"in_channels": 16, "out_channels": 16, "bias": True}, 8),
+        ({"in_channels": 16, "out_channels": 16, "groups": 2}, 8),
+        ({"in_channels": 16, "out_channels": 16, "dilation": 2, "padding": 2}, 8),
+        ({"in_channels": 16, "out_channels": 16, "padding_mode": "circular"}, 8),
+        ({"in_channels": 16, "out_channels": 16}, 2),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_convolution(channels: tuple[int, int], options: dict[str, int], precision: str) -> None:
-    """Values and gradients are PyTorch's, but that of the weights, which may be rounded less."""
+def test_other_convolutions_are_left_to_pytorch(options: dict[str, Any], size: int) -> None:
     results = []
     for kind in (fused.Conv2d, nn.Conv2d):
         torch.manual_seed(0)
-        layer = kind(*channels, 3, **{"bias": False, **options}).to(memory_format=torch.channels_last)
-        x = drawn(4, channels[0], 8, 8).requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            y = layer(x)
-        y.backward(drawn(*y.shape, seed=1, dtype=y.dtype))
-        assert x.grad is not None and layer.weight.grad is not None
-        results.append((y.detach(), x.grad, layer.weight.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    if precision == "fp32" or not fused.has_weight_grad():
-        assert torch.equal(results[0][2], results[1][2])
-    else:
-        torch.testing.assert_close(results[0][2], results[1][2], rtol=2**-8, atol=1e-3)
+        layer = kind(kernel_size=3, **{"padding": 1, "bias": False, **options}).to(memory_format=torch.channels_last)
+        x = drawn(4, options["in_channels"], size, size)
+        gradient = drawn(4, options["out_channels"], *layer(x).shape[2:], seed=1)
+        results.append(convolved(layer, x, gradient, "fp32"))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (32, 32, True),
+        (4, 4, True),
+        (2, 4, True),
+        (2, 3, False),
+        (2, 2, False),
+        (1, 1, False),
+        (5, 7, True),
+        (9, 9, True),
+    ],
+)
+def test_tiles_must_be_filled_by_half(height: int, width: int, expected: bool) -> None:
+    assert fused.fills_tiles(height, width) == expected
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_gradients_that_nobody_needs_are_not_made(frozen: str) -> None:
+    layer, x = fused.Conv2d(16, 16, 3, padding=1, bias=False), drawn(2, 16, 8, 8).requires_grad_(frozen != "x")
+    layer.weight.requires_grad_(frozen != "weight")
+    layer(x).sum().backward()
+    assert (x.grad is None) == (frozen == "x")
+    assert (layer.weight.grad is None) == (frozen == "weight")
+
+
+def test_images_in_another_layout() -> None:
+    layer, x = fused.Conv2d(16, 32, 3, padding=1, bias=False), drawn(2, 16, 8, 8)
+    found = layer(x.contiguous())
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [((3, 16), {}), ((16, 32), {"stride": 2}), ((16, 16), {"bias": True})],
+    ids=str,
+)
+def test_bfloat16_is_not_emulated(channels: tuple[int, int], options: dict[str, Any]) -> None:
+    """Of values in bfloat16, rounded once where the processor lacks products of it, a few times where it has them."""
+    torch.manual_seed(0)
+    layer = fused.Conv2d(*channels, 3, **{"padding": 1, "bias": False, **options})
+    x = drawn(4, channels[0], 8, 8, dtype=torch.bfloat16)
+    gradient = drawn(4, channels[1], *layer(x.float()).shape[2:], seed=1, dtype=torch.bfloat16)
+    found = convolved(layer, x, gradient, "bf16")
+    layer.zero_grad()
+    expected = convolved(copy.deepcopy(layer).double(), x.double(), gradient.double(), "fp32")
+    assert [tensor.dtype for tensor in found] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert all(relative(one, exact) < 0.01 for one, exact in zip(found, expected, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- the whole step

@@ -16,14 +16,19 @@
 #include <vector>
 
 #include <omp.h>
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int kLanes = 16;           // one AVX-512 register, two of AVX2, four of NEON: the compiler splits
+#if defined(__AVX512F__) || defined(RESNET_TRAIN_WIDE)
+constexpr int kLanes = 16, kForward = 4, kBackward = 4;  // registers of a row at a time, of 32
+#else
+constexpr int kLanes = 8, kForward = 4, kBackward = 2;  // of 16, lest they be kept in memory
+#endif
 constexpr long kChunkValues = 32768;  // 64 KiB of bfloat16: half of a second-level cache or less
+constexpr long kBlockValues = 1024;
 
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
@@ -71,6 +76,36 @@ inline void store(bfloat16* to, Floats values) {  // rounds to nearest even
 #endif
 }
 
+// Past the caches, which a tensor of kStreamed bytes would only sweep: saves reading what is then overwritten.
+#if defined(__AVX2__)
+constexpr long kStreamed = 16 << 20;
+inline void stream(float* to, Floats values) {
+  for (int i = 0; i < kLanes; i += 8) {
+    __m256 part;
+    std::memcpy(&part, reinterpret_cast<const float*>(&values) + i, sizeof part);
+    _mm256_stream_ps(to + i, part);
+  }
+}
+inline void stream(bfloat16* to, Floats values) {
+  bfloat16 halves[kLanes];
+  store(halves, values);
+  for (int i = 0; i < kLanes; i += 8) {
+    __m128i part;
+    std::memcpy(&part, halves + i, sizeof part);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), part);
+  }
+}
+inline bool can_stream(const void* to, long bytes) {
+  return bytes >= kStreamed && reinterpret_cast<uintptr_t>(to) % 32 == 0;
+}
+#else
+template <class T>
+void stream(T* to, Floats values) {
+  store(to, values);
+}
+inline bool can_stream(const void*, long) { return false; }
+#endif
+
 // values where gate is above zero or NaN, else zero
 inline Floats where_positive(Floats gate, Floats values) { return as_floats(as_words(values) & ~(Words)(gate <= 0.0f)); }
 
@@ -96,12 +131,19 @@ inline void for_my_chunks(const Layout& layout, Body body) {
     body(i * layout.chunk, std::min(layout.rows, (i + 1) * layout.chunk), i);
 }
 
-// Calls body with the columns of a row in blocks of four registers, and of one where fewer are left.
-template <class Body>
-inline void for_columns(long width, Body body) {
-  long column = 0;
-  for (; column + 4 * kLanes <= width; column += 4 * kLanes) body(column, std::integral_constant<int, 4>());
-  for (; column < width; column += kLanes) body(column, std::integral_constant<int, 1>());
+// Calls body(column, registers, first row, last row) for blocks of some registers' columns, and of one register's where
+// fewer are left, and of so few rows that the first-level cache has them all: memory is then read in order.
+template <int registers, class Body>
+inline void for_blocks(long begin, long end, long width, Body body) {
+  constexpr long block = registers * kLanes;
+  const long rows = std::clamp(kBlockValues / width, 4L, 64L);
+  for (long first = begin; first < end; first += rows) {
+    const long last = std::min(end, first + rows);
+    long column = 0;
+    for (; column + block <= width; column += block)
+      body(column, std::integral_constant<int, registers>(), first, last);
+    for (; column < width; column += kLanes) body(column, std::integral_constant<int, 1>(), first, last);
+  }
 }
 
 // The same `channels` values for each folded row.
@@ -127,19 +169,20 @@ struct Sums {
 };
 
 // y = relu(x * scale + shift [+ shortcut]) of the rows begin to end
-template <class T>
+template <bool streamed, class T>
 void apply(const T* x, const T* shortcut, T* y, const float* scale, const float* shift, long begin, long end,
            long width) {
-  for_columns(width, [&](long column, auto block) {
+  for_blocks<kForward>(begin, end, width, [&](long column, auto block, long first, long last) {
     constexpr int n = block.value;
     Floats a[n], b[n];
     for (int j = 0; j < n; j++) a[j] = load(scale + column + j * kLanes), b[j] = load(shift + column + j * kLanes);
-    for (long row = begin; row < end; row++)
+    for (long row = first; row < last; row++)
       for (int j = 0; j < n; j++) {
         const long at = row * width + column + j * kLanes;
         Floats value = load(x + at) * a[j] + b[j];
         if (shortcut) value += load(shortcut + at);
-        store(y + at, where_positive(value, value));
+        value = where_positive(value, value);
+        streamed ? stream(y + at, value) : store(y + at, value);
       }
   });
 }
@@ -157,11 +200,15 @@ void forward(const T* x, const T* shortcut, T* y, const float* weight, const flo
   {
     for_my_chunks(layout, [&](long begin, long end, long index) {
       float* sum = sums.chunk(index);
-      for_columns(layout.width, [&](long column, auto block) {
+      for_blocks<kForward>(begin, end, layout.width, [&](long column, auto block, long top, long bottom) {
         constexpr int n = block.value;
         Floats from[n], first[n], second[n];
-        for (int j = 0; j < n; j++) from[j] = load(origins.data() + column + j * kLanes), first[j] = second[j] = Floats{};
-        for (long row = begin; row < end; row++)
+        for (int j = 0; j < n; j++) {
+          from[j] = load(origins.data() + column + j * kLanes);
+          first[j] = load(sum + column + j * kLanes);
+          second[j] = load(sum + layout.width + column + j * kLanes);
+        }
+        for (long row = top; row < bottom; row++)
           for (int j = 0; j < n; j++) {
             const Floats value = load(x + row * layout.width + column + j * kLanes) - from[j];
             first[j] += value;
@@ -195,7 +242,10 @@ void forward(const T* x, const T* shortcut, T* y, const float* weight, const flo
       }
     }
     for_my_chunks(layout, [&](long begin, long end, long) {
-      apply(x, shortcut, y, scale.data(), shift.data(), begin, end, layout.width);
+      if (can_stream(y, num_rows * channels * sizeof(T)))
+        apply<true>(x, shortcut, y, scale.data(), shift.data(), begin, end, layout.width);
+      else
+        apply<false>(x, shortcut, y, scale.data(), shift.data(), begin, end, layout.width);
     });
   }
 }
@@ -207,7 +257,7 @@ void inference(const T* x, const T* shortcut, T* y, const float* scale, const fl
   const std::vector<float> scales = spread(layout, scale, channels), shifts = spread(layout, shift, channels);
 #pragma omp parallel
   for_my_chunks(layout, [&](long begin, long end, long) {
-    apply(x, shortcut, y, scales.data(), shifts.data(), begin, end, layout.width);
+    apply<false>(x, shortcut, y, scales.data(), shifts.data(), begin, end, layout.width);
   });
 }
 
@@ -221,20 +271,22 @@ void backward(const T* gradient, const T* gradient2, const T* x, const T* y, T* 
   const std::vector<float> mean = spread(layout, saved, channels), scale = spread(layout, saved + 2 * channels, channels),
                            shift = spread(layout, saved + 3 * channels, channels);
   std::vector<float> slope(layout.width), level(layout.width);
+  const bool streamed = can_stream(grad_x, num_rows * channels * sizeof(T));
 #pragma omp parallel
   {
     for_my_chunks(layout, [&](long begin, long end, long index) {
       float* sum = sums.chunk(index);
-      for_columns(layout.width, [&](long column, auto block) {
+      for_blocks<kBackward>(begin, end, layout.width, [&](long column, auto block, long top, long bottom) {
         constexpr int n = block.value;
         Floats m[n], a[n], b[n], first[n], second[n];
         for (int j = 0; j < n; j++) {
           m[j] = load(mean.data() + column + j * kLanes);
           a[j] = load(scale.data() + column + j * kLanes);
           b[j] = load(shift.data() + column + j * kLanes);
-          first[j] = second[j] = Floats{};
+          first[j] = load(sum + column + j * kLanes);
+          second[j] = load(sum + layout.width + column + j * kLanes);
         }
-        for (long row = begin; row < end; row++)
+        for (long row = top; row < bottom; row++)
           for (int j = 0; j < n; j++) {
             const long at = row * layout.width + column + j * kLanes;
             const Floats value = load(x + at);
@@ -264,7 +316,7 @@ void backward(const T* gradient, const T* gradient2, const T* x, const T* y, T* 
       }
     }
     for_my_chunks(layout, [&](long begin, long end, long) {
-      for_columns(layout.width, [&](long column, auto block) {
+      for_blocks<kBackward>(begin, end, layout.width, [&](long column, auto block, long top, long bottom) {
         constexpr int n = block.value;
         Floats m[n], a[n], b[n], s[n], l[n];
         for (int j = 0; j < n; j++) {
@@ -274,12 +326,13 @@ void backward(const T* gradient, const T* gradient2, const T* x, const T* y, T* 
           s[j] = load(slope.data() + column + j * kLanes);
           l[j] = load(level.data() + column + j * kLanes);
         }
-        for (long row = begin; row < end; row++)
+        for (long row = top; row < bottom; row++)
           for (int j = 0; j < n; j++) {
             const long at = row * layout.width + column + j * kLanes;
             const Floats value = load(x + at);
             const Floats g = gated ? load(gated + at) : where_positive(value * a[j] + b[j], load(gradient + at));
-            store(grad_x + at, g * a[j] + ((value - m[j]) * s[j] + l[j]));
+            const Floats result = g * a[j] + ((value - m[j]) * s[j] + l[j]);
+            streamed ? stream(grad_x + at, result) : store(grad_x + at, result);
           }
       });
     });
