@@ -152,6 +152,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], out
 
 
+@pytest.mark.slow
 def test_kernels_without_a_compiler(tmp_path: Path) -> None:
     missing = "no C++ compiler found (looked for $CXX, c++, g++, clang++)"
     code, _, err = call(*TINY, "kernels=fused", cwd=tmp_path, PATH=str(tmp_path), CXX="")
@@ -248,7 +249,9 @@ def only_run(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "program", [(PROGRAM,), (sys.executable, "-m", "resnet_train.train")], ids=["console script", "python -m"]
+    "program",
+    [(PROGRAM,), pytest.param((sys.executable, "-m", "resnet_train.train"), marks=pytest.mark.slow)],
+    ids=["console script", "python -m"],
 )
 def test_a_run(program: tuple[str, ...], tmp_path: Path) -> None:
     code, out, err = call(*TINY, "epochs=1", "name=first", cwd=tmp_path, program=program)

@@ -159,6 +159,7 @@ def test_no_more_file_handles(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- force
 
 
+@pytest.mark.slow
 def test_a_change_that_is_refused_is_shown_as_a_table(tmp_path: Path) -> None:
     assert call(*TINY, "epochs=1", "hydra.run.dir=run", cwd=tmp_path)[0] == 0
     code, _, err = call("resume=run", "optim.lr=0.2", "epochs=2", "seed=3", cwd=tmp_path)
@@ -264,6 +265,7 @@ def results(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_run_that_it_began_with(tmp_path: Path) -> None:
     assert call(*TINY, "epochs=1", "hydra.run.dir=first", cwd=tmp_path)[0] == 0
     assert call(*TINY, "epochs=1", "init_from=first", "hydra.run.dir=second", cwd=tmp_path)[0] == 0
@@ -370,6 +372,7 @@ def test_verify_finds_a_difference(tiny: Tiny, tmp_path: Path) -> None:
         (("batch_size=32", "epochs=1", "--updates", "10"), 1, None),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_of_verify(words: tuple[str, ...], code: int, message: str | None, tmp_path: Path) -> None:
     found, _, err = call(*TINY, *words, cwd=tmp_path, program=VERIFY)
     assert found == code

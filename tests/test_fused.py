@@ -303,6 +303,7 @@ def test_winograd_does_not_depend_on_the_number_of_threads(threads: Callable[[in
 
 
 @pytest.mark.parametrize("source", ["winograd.cpp", "norm_act.cpp"])
+@pytest.mark.slow
 def test_registers_of_another_width(source: str, tmp_path: Path) -> None:
     """The code for AVX-512, made of narrower instructions where the processor lacks it: the same to rounding."""
     library = tmp_path / "wide.so"

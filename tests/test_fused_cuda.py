@@ -64,6 +64,7 @@ def exact_convolutions() -> Iterator[None]:
 
 @compiles
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU")
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]

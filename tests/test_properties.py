@@ -105,6 +105,7 @@ def test_any_words(tmp_path: Path, words: list[str]) -> None:
 
 @some
 @given(st.sampled_from(KEYS), values)
+@pytest.mark.slow
 def test_a_value_that_is_refused_names_its_key(key: str, value: str) -> None:
     line = refused_in_one_line([f"{key}={value}"])
     if line is not None:
@@ -114,6 +115,7 @@ def test_a_value_that_is_refused_names_its_key(key: str, value: str) -> None:
 
 @some
 @given(st.data())
+@pytest.mark.slow
 def test_contradictions(data: st.DataObject) -> None:
     """Values that are each in their range: together they compose, or the line says which do not fit."""
     draw = data.draw
@@ -179,6 +181,7 @@ def test_a_damaged_checkpoint_is_never_read(tmp_path: Path, finished_run: Path, 
 
 @settings(some, max_examples=max(10, EXAMPLES // 10))
 @given(data=st.data())
+@pytest.mark.slow
 def test_a_damaged_run_is_resumed_or_refused_in_one_line(
     tmp_path: Path, finished_run: Path, data: st.DataObject
 ) -> None:
@@ -212,6 +215,7 @@ def test_a_damaged_run_is_resumed_or_refused_in_one_line(
         st.builds("# @package _global_\n{}: {}\n".format, keys, values),
     )
 )
+@pytest.mark.slow
 def test_any_yaml_of_the_users_own(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True, exist_ok=True)

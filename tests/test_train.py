@@ -145,11 +145,13 @@ def test_tensorboard_shows_the_table_on_one_axis(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "options",
     [
-        ("schedule=linear", "schedule.warmup=1"),
+        pytest.param(("schedule=linear", "schedule.warmup=1"), marks=pytest.mark.slow),
         ("optim=adamw", "ema_decay=0.9", "clip_grad_norm=1", "label_smoothing=0.1"),
         ("dataset.augment.mixup=0.3", "dataset.augment.cutmix=1", "dataset.augment.cutout=4", "model.dropout=0.2"),
-        ("accumulate=2", "dataset.val_size=40", "optim.decay_norm_and_bias=false"),
-        ("model.width=1", "kernels=plain"),
+        pytest.param(
+            ("accumulate=2", "dataset.val_size=40", "optim.decay_norm_and_bias=false"), marks=pytest.mark.slow
+        ),
+        pytest.param(("model.width=1", "kernels=plain"), marks=pytest.mark.slow),
         ("model.width=1", "kernels=fused"),
         ("model.width=1", "kernels=fused", "precision=bf16", "model.shortcut=B"),
     ],
@@ -337,7 +339,13 @@ def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatc
     assert all("-mine" in directory.name for directory in directories)
 
 
-@pytest.mark.parametrize("recipe", options_of("experiment"))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("44", "56", "110", "1202")))
+        for name in options_of("experiment")
+    ],
+)
 def test_every_recipe_makes_two_updates(
     compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path, recipe: str
 ) -> None:
