@@ -104,7 +104,13 @@ def build_channels_last(word: str, device: torch.device) -> tuple[bool, str]:
 
 
 def build_kernels(
-    name: str, config: ModelConfig, device: torch.device, *, compiled: bool = False, channels_last: bool = True
+    name: str,
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    compiled: bool = False,
+    channels_last: bool = True,
 ) -> Kernels:
     """What ``auto``, ``plain`` or ``fused`` means here; raises `ConfigError` where ``fused`` cannot be had."""
     why_not = ""
@@ -125,7 +131,7 @@ def build_kernels(
             if device.type == "cuda":
                 words = fused_cuda.prepare()
                 return Kernels("fused", words, fused_cuda.norm_act, nn.Conv2d, fused_cuda.crop_flip_normalise)
-            return Kernels("fused", fused.prepare(), fused.norm_act, fused.Conv2d, fused.crop_flip_normalise)
+            return Kernels("fused", fused.prepare(precision), fused.norm_act, fused.Conv2d, fused.crop_flip_normalise)
         except native.Unavailable as error:
             why_not = str(error)
     if name == "fused":
@@ -194,7 +200,12 @@ def build_plan(config: Config) -> Plan:
     precision, why_precision = build_precision(config.precision, device)
     channels_last, why_channels_last = build_channels_last(config.channels_last, device)
     kernels = build_kernels(
-        config.kernels, config.model, device, compiled=config.compile == "true", channels_last=channels_last
+        config.kernels,
+        config.model,
+        device,
+        precision=precision,
+        compiled=config.compile == "true",
+        channels_last=channels_last,
     )
     compiled, why_compiled = build_compile(config.compile, kernels, device)
     graph, why_graph = build_graph(config.graph, device)

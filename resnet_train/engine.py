@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from resnet_train import native
 from resnet_train.state import TrainState
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
@@ -197,6 +198,7 @@ def update_average(average: nn.Module, model: nn.Module, *, decay: float) -> Non
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str) -> Evaluation:
     """Loss and accuracy over every image of ``batches``: sums, divided once; one synchronisation, at the end."""
+    native.return_free_memory()  # training's tensors are of other sizes
     was_training = model.training
     model.eval()
     loss_sum, correct, count = None, None, 0
@@ -209,6 +211,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prec
         correct = batch_correct if correct is None else correct + batch_correct
         count += len(labels)
     model.train(was_training)
+    native.return_free_memory()
     if loss_sum is None or correct is None:
         raise ValueError("nothing to evaluate: the split is empty")
     return Evaluation(loss_sum.item() / count, correct.item() / count, int(correct.item()), count)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import http.client
 import io
+import itertools
 import logging
 import os
 import pickle
@@ -322,20 +323,28 @@ def check_md5(path: Path, expected: str, got: str) -> None:
 
 def read_batches(archive: Archive, folder: Path) -> Files:
     """Read all files of an unpacked archive; raises `ConfigError` for the first that is damaged."""
-    train, test = (
-        join_batches([read_verified(folder / name, md5) for name, md5 in files.items()], archive.label_key)
-        for files in (archive.train, archive.test)
-    )
+    with ThreadPoolExecutor() as pool:  # digests and copies of whole files let other threads run
+        train, test = (
+            join_batches(
+                list(pool.map(lambda name, md5: read_verified(folder / name, md5), files, files.values())),
+                archive.label_key,
+                pool,
+            )
+            for files in (archive.train, archive.test)
+        )
     ((meta_name, meta_md5),) = archive.meta.items()
     names = read_verified(folder / meta_name, meta_md5)[archive.classes_key]
     return Files(train, test, classes=tuple(name.decode() for name in names))
 
 
-def join_batches(batches: list[dict[bytes, Any]], label_key: bytes) -> Images:
+def join_batches(batches: list[dict[bytes, Any]], label_key: bytes, pool: ThreadPoolExecutor) -> Images:
     """Join batches of ``data`` uint8 ``(N, 3072)``, planes of red, green and blue one after the other, and labels."""
-    planes = np.concatenate([batch[b"data"].reshape(-1, 3, 32, 32) for batch in batches])  # (N, 3, 32, 32)
-    labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches])
-    return Images(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
+    planes = [batch[b"data"].reshape(-1, 3, 32, 32) for batch in batches]  # (N, 3, 32, 32)
+    ends = list(itertools.accumulate(map(len, planes)))
+    images = np.empty((ends[-1], 32, 32, 3), np.uint8)
+    parts = np.split(images, ends[:-1])
+    list(pool.map(lambda part, one: np.copyto(part, one.transpose(0, 2, 3, 1)), parts, planes))
+    return Images(images, np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches]))
 
 
 def read_verified(path: Path, md5: str) -> dict[bytes, Any]:

@@ -23,15 +23,17 @@ _LANES = 16  # kLanes of csrc/norm_act.cpp
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def prepare() -> str:
+def prepare(precision: str) -> str:
     """Compile what is needed and return a few words on it for the run's header. Raises `native.Unavailable`."""
     native.load_norm_act()
     native.load_winograd()
     native.load_batch()
     native.install_allocator()
-    parts = "batch norm, addition and ReLU in one, 3x3 convolutions by Winograd's algorithm"
-    if has_weight_grad():
-        parts += ", in bf16 their weights' gradients with AMX"
+    parts = "batch norm, addition and ReLU in one"
+    if precision != "bf16" or not multiplies_bf16():
+        parts += ", 3x3 convolutions by Winograd's algorithm"
+    elif has_weight_grad():
+        parts += ", the gradients of 3x3 convolutions' weights with AMX"
     return f"{parts} (compiled with {native.compiler()[1]})"
 
 
@@ -56,17 +58,18 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` with faster 3x3 convolutions of stride 1, padding 1 and channels in multiples of 16.
 
     By Winograd's algorithm, forward and backward (``csrc/winograd.cpp``), where 4x4 tiles cover the image without much
-    left over: values are float32, or bfloat16 under autocast, all computation is float32. On a processor with AMX
-    tiles, bfloat16 products are faster: there only the gradient of the weights is computed otherwise
-    (``csrc/conv_weight_grad.cpp``). Either way it is summed in float32 and never rounded to bfloat16.
+    left over: values are float32, or bfloat16 under autocast, all computation is float32. Where the processor has
+    bfloat16 products and autocast asks for them, those are taken, PyTorch's own; with AMX tiles the gradient of the
+    weights is computed otherwise (``csrc/conv_weight_grad.cpp``), summed in float32 and never rounded to bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in, H, W) -> (N, out, H', W')``."""
         if self._is_plain_3x3() and x.device.type == "cpu" and self.weight.dtype == torch.float32:
             autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-            if autocast == torch.bfloat16 and has_weight_grad():
-                if x.dtype == torch.bfloat16 and torch.is_grad_enabled() and self.weight.requires_grad:
+            if autocast == torch.bfloat16 and multiplies_bf16():
+                learns = torch.is_grad_enabled() and self.weight.requires_grad
+                if x.dtype == torch.bfloat16 and learns and has_weight_grad():
                     return _Conv3x3.apply(x, self.weight)  # type: ignore[no-any-return]
             elif autocast in _NAMES and x.dtype in _NAMES and fills_tiles(x.shape[2], x.shape[3]):
                 return _Winograd.apply(x.to(autocast), self.weight)  # type: ignore[no-any-return]

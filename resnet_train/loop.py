@@ -7,11 +7,13 @@ import gc
 import logging
 import math
 import shlex
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,8 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
     plan = build.build_plan(config)
     set_deterministic(config.deterministic)
     set_products(plan.precision)
+    # The first optimizer of a process imports all of torch.compile, for seconds: meanwhile files can be read.
+    threading.Thread(target=import_module, args=("torch._dynamo",)).start()
     dataset = load(config.dataset, seed=config.seed)
     check_lengths(config, len(dataset.train))
     per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))

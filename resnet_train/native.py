@@ -97,12 +97,20 @@ def load_winograd() -> ctypes.CDLL:
     return library
 
 
-@cache
 def install_allocator() -> None:
-    """Let PyTorch keep freed blocks of large CPU tensors (``csrc/allocator.cpp``), from now on and process-wide.
+    """Let PyTorch keep freed blocks of large CPU tensors, from now on and process-wide. Raises `Unavailable`."""
+    _load_allocator().install_allocator()
 
-    Raises `Unavailable`.
-    """
+
+def return_free_memory() -> None:
+    """Give the kept blocks back that no tensor uses: when tensors of other sizes are to come, as in evaluation."""
+    if _load_allocator.cache_info().currsize:
+        _load_allocator().return_free_blocks()
+
+
+@cache
+def _load_allocator() -> ctypes.CDLL:
+    """Memory of large CPU tensors: ``csrc/allocator.cpp``. Raises `Unavailable`."""
     import torch
 
     folder = Path(torch.__file__).parent
@@ -112,8 +120,9 @@ def install_allocator() -> None:
         [f"-L{folder / 'lib'}", "-lc10", f"-Wl,-rpath,{folder / 'lib'}"],
         depends_on=torch.__version__,
     )
-    library.install_allocator.argtypes, library.install_allocator.restype = [], None
-    library.install_allocator()
+    for function in (library.install_allocator, library.return_free_blocks):
+        function.argtypes, function.restype = [], None
+    return library
 
 
 def _load(source: str, options: list[str], libraries: list[str] | None = None, *, depends_on: str = "") -> ctypes.CDLL:

@@ -231,7 +231,7 @@ IMAGES = [
     (40, 16, 16, 32, 32),
     (6, 192, 192, 6, 10),
 ]
-HAS_AMX = fused.has_weight_grad()
+HAS_BF16 = fused.multiplies_bf16()
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -279,7 +279,7 @@ def test_winograd_in_float32(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-@pytest.mark.skipif(HAS_AMX, reason="AMX tiles multiply bfloat16")
+@pytest.mark.skipif(HAS_BF16, reason="the processor multiplies bfloat16")
 def test_winograd_in_bfloat16(shape: tuple[int, ...]) -> None:
     """Of values in bfloat16, and rounded to it once: 8 bits. The gradient of the weights is not rounded."""
     found, _, expected = both_convolutions(shape, torch.bfloat16)
@@ -291,7 +291,17 @@ def test_winograd_in_bfloat16(shape: tuple[int, ...]) -> None:
     assert relative(found[2], expected[2]) < 2e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.skipif(not HAS_BF16, reason="the processor does not multiply bfloat16")
+def test_the_processors_own_products_in_bfloat16() -> None:
+    """Convolutions are PyTorch's where it has instructions for them."""
+    torch.manual_seed(0)
+    layer = fused.Conv2d(32, 16, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = drawn(4, 32, 8, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), torch.nn.functional.conv2d(x, layer.weight, padding=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32] if HAS_BF16 else [torch.float32, torch.bfloat16], ids=str)
 def test_winograd_does_not_depend_on_the_number_of_threads(threads: Callable[[int], None], dtype: torch.dtype) -> None:
     found = []
     for number in (1, 2, 3, 5):
@@ -312,7 +322,6 @@ def test_registers_of_another_width(source: str, tmp_path: Path) -> None:
         "-O1",
         "-march=native",
         "-fopenmp",
-        "-DRESNET_TRAIN_WIDE",
         "-shared",
         "-fPIC",
         "-Wno-psabi",
@@ -353,7 +362,7 @@ def check_all(source: str, dtype: torch.dtype) -> None:
         for shape in IMAGES:
             if dtype == torch.float32:
                 test_winograd_in_float32(shape)
-            elif not HAS_AMX:
+            elif not HAS_BF16:
                 test_winograd_in_bfloat16(shape)
         return
     for shape in SHAPES:
