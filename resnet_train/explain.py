@@ -34,6 +34,15 @@ def is_config_error(error: Exception) -> bool:
 
 def explain(error: Exception) -> str:
     """One line: what was expected, what was given, what mends it."""
+    return printable(_explain(error))
+
+
+def printable(text: str) -> str:
+    """With what a terminal would obey or break a line at (line feeds, escapes) written out, as in ``repr``."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _explain(error: Exception) -> str:
     match error:
         case ConfigError() | RunError():
             return one_line(str(error))

@@ -456,6 +456,7 @@ def test_what_fails_beside_is_told_once(tmp_path: Path, told_by: str) -> None:
     checkpoints.finish()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_first_ends_its_checkpoint(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from resnet_train.checkpoint import FORMAT, Checkpoints\n"

@@ -130,6 +130,24 @@ MESSAGES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--config-name", "\r"], r"no config named '\r': expected \r.yaml in conf/"),
+        (["--config-name", "a\u2028b/\x1b[31m"], r"a\u2028b: expected one of "),
+        (["seed=\x1b[31m"], r"cannot read the word 'seed=\x1b[31m': "),
+    ],
+    ids=["return", "separator", "escape"],
+)
+def test_characters_that_move_the_cursor_are_written_out(
+    words: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"resnet-train: {shown}")
+    assert len(printed.splitlines()) == 1 and printed[:-1].isprintable()
+
+
 @pytest.mark.parametrize(("words", "message"), MESSAGES, ids=[words for words, _ in MESSAGES])
 def test_bad_input_is_answered_in_one_line(
     words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -143,6 +161,7 @@ def test_bad_input_is_answered_in_one_line(
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     code, out, err = call(*TINY, "device=cuda:99", cwd=tmp_path)
     assert code == 2
@@ -206,6 +225,7 @@ def test_version(tmp_path: Path) -> None:
     assert call("--version", cwd=tmp_path) == (0, f"resnet-train {metadata.version('resnet-train')}\n", "")
 
 
+@pytest.mark.slow
 def test_a_configuration_that_would_be_refused_is_not_shown(tmp_path: Path) -> None:
     code, out, err = call("--cfg", "job", "epochs=0", cwd=tmp_path)
     assert (code, out) == (2, "")
@@ -217,6 +237,7 @@ def test_a_configuration_that_would_be_refused_is_not_shown(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path) -> None:
     home = tmp_path / "somebody's home"
     home.mkdir()
@@ -228,6 +249,7 @@ def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path) -> None:
     assert f"{home}/pictures" in err
 
 
+@pytest.mark.slow
 def test_yaml_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\noptim:\n  lr: 0.7\n")

@@ -218,6 +218,7 @@ def test_the_classifier_may_differ(tiny: Tiny, tmp_path: Path, caplog: pytest.Lo
     assert "left as initialised: fc.weight is (10, 16) there and (3, 16) here" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_init_from_refuses(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1"), directory=tmp_path / "first")
     (tmp_path / "empty").mkdir()
@@ -242,6 +243,7 @@ def test_what_init_from_refuses(tiny: Tiny, tmp_path: Path) -> None:
     assert err == ("resnet-train: init_from: expected a run directory or a file, got 'nowhere', which does not exist\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_does_not_begin_again(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1"), directory=tmp_path / "first")
     length = ("epochs=null", "steps=12", "checkpoint.every=1steps", "checkpoint.keep=100", "log_every=1")
@@ -349,6 +351,7 @@ def test_verify_finds_killed_runs_the_same(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_verify_finds_a_difference(tiny: Tiny, tmp_path: Path) -> None:
     from resnet_train.verify import Trial, compare
 

@@ -595,6 +595,7 @@ def test_a_whole_part_needs_no_mirror(published: Published, mirror: Mirror, tmp_
     assert mirror.requests == []
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(published: Published, mirror: Mirror, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [

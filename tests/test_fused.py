@@ -530,3 +530,11 @@ def test_weights_have_the_same_names_and_values(compose: Callable[..., Config]) 
 def test_choice(compose: Callable[..., Config], name: str, words: tuple[str, ...], device: str, expected: str) -> None:
     kernels = build_kernels(name, compose(*words).model, torch.device(device))
     assert f"{kernels.name}: {kernels.reason}".startswith(expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_header_says_what_multiplies(compose: Callable[..., Config], precision: str) -> None:
+    kernels = build_kernels("fused", compose().model, torch.device("cpu"), precision=precision)
+    by_winograd = precision == "fp32" or not HAS_BF16
+    assert ("3x3 convolutions by Winograd's algorithm" in kernels.reason) == by_winograd
+    assert "AMX" not in kernels.reason or (precision == "bf16" and fused.has_weight_grad())

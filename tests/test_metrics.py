@@ -228,6 +228,7 @@ def test_numbers_can_be_read_while_the_run_goes_on(tmp_path: Path, config: Confi
     board.close("interrupted")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_shows_each_step_once(tmp_path: Path, open_board: Callable[[int], TensorBoard]) -> None:
     """The second session repeats update 15, which the checkpoint did not have; the third goes back to update 5."""
     expected: list[tuple[int, float]] = []

@@ -147,3 +147,39 @@ def test_gradient_of_the_weights_in_software(in_software: ctypes.CDLL, shape: tu
         padding=1,
     )
     torch.testing.assert_close(found.permute(0, 3, 1, 2).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+MEMORY = """
+import os, torch
+from resnet_train import native
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+native.return_free_memory()
+native.install_allocator()
+kept = torch.arange(2_000_000)
+blocks = [torch.ones(10_000_000 + 3_000_000 * i) for i in range(4)]
+full = megabytes()
+del blocks
+idle = megabytes()
+native.return_free_memory()
+print(round(full - idle), round(idle - megabytes()), bool((kept == torch.arange(2_000_000)).all()))
+again = torch.ones(10_000_000)
+print(again.sum().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory in use")
+def test_memory_is_kept_until_it_is_asked_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, cwd=CSRC.parents[1]
+    )
+    assert done.stderr == ""
+    (still_there, returned, untouched), (total,) = (line.split() for line in done.stdout.splitlines())
+    assert int(still_there) < 8, "of the 221 MB of the four tensors, all are kept"
+    assert int(returned) > 200
+    assert (untouched, total) == ("True", "10000000.0")

@@ -76,7 +76,10 @@ def cifar_count(depth: int) -> int:
 
 @pytest.mark.parametrize(
     ("depth", "expected"),
-    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962), (1202, 19_421_274)],
+    [
+        *[(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+        pytest.param(1202, 19_421_274, marks=pytest.mark.slow),
+    ],
 )
 def test_cifar_parameters_are_the_papers(depth: int, expected: int) -> None:
     assert cifar_count(depth) == expected
@@ -213,7 +216,9 @@ def random_images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("depth", list(RESNET_STAGES))
+@pytest.mark.parametrize(
+    "depth", [pytest.param(depth, marks=[pytest.mark.slow] * (depth > 50)) for depth in RESNET_STAGES]
+)
 def test_torchvisions_weights_give_torchvisions_logits(depth: int) -> None:
     theirs = torchvision_with_random_weights(depth).eval()
     ours = on_meta(ResNet, depth, stem="imagenet", num_classes=1000).eval()

@@ -141,7 +141,9 @@ def test_tensorboard_shows_the_table_on_one_axis(tiny: Tiny, tmp_path: Path) -> 
     assert b"optim.lr: 0.1" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
-@pytest.mark.parametrize("step", [7, 9], ids=["end of an epoch", "middle of an epoch"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(7, marks=pytest.mark.slow), 9], ids=["end of an epoch", "middle of an epoch"]
+)
 @pytest.mark.parametrize(
     "options",
     [
@@ -297,6 +299,7 @@ def test_another_run_is_refused(tiny: Tiny, tmp_path: Path, override: str, messa
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_precision_is_compared_by_what_it_means(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1", "precision=bf16"), directory=tmp_path)
     with pytest.raises(ConfigError, match=r"was trained in bf16, this would go on in fp32 .*; add precision=bf16$"):
@@ -341,10 +344,7 @@ def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("44", "56", "110", "1202")))
-        for name in options_of("experiment")
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "quick")) for name in options_of("experiment")],
 )
 def test_every_recipe_makes_two_updates(
     compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path, recipe: str
