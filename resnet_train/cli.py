@@ -249,6 +249,9 @@ def to_config(composed: DictConfig) -> Config:
     unknown = unknown_keys(composed, Config)
     if unknown:
         raise ConfigError(unknown_key_message(unknown[0], composed))
+    for group in filter(options_of, map(str, composed)):
+        if not OmegaConf.is_interpolation(composed, group) and composed[group] is None:
+            raise ConfigError(f"{group}: expected one of {', '.join(sorted(options_of(group), key=natural))}, got null")
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:

@@ -169,5 +169,8 @@ def _explain_value(error: OmegaConfBaseException) -> str:
     if "is not Optional" in message:
         return f"{key}: expected a value, got null"
     if "Invalid type assigned" in message or "is not a subclass of" in message:
-        return f"{key}: expected a group of keys, got {message.rpartition('value: ')[2]!r}; set {key}.KEY=VALUE"
+        got = message.rpartition("value: ")[2]
+        if not key:  # a whole group, given as a value in somebody's YAML
+            return f"expected a group of keys, got {got!r} in its place; name an option, as in optim=sgd"
+        return f"{key}: expected a group of keys, got {got!r}; set {key}.KEY=VALUE"
     return f"{key}: {message}"

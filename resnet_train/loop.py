@@ -175,8 +175,10 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
     set_deterministic(config.deterministic)
     set_products(plan.precision)
     # The first optimizer of a process imports all of torch.compile, for seconds: meanwhile files can be read.
-    threading.Thread(target=import_module, args=("torch._dynamo",)).start()
+    importing = threading.Thread(target=import_module, args=("torch._dynamo",))
+    importing.start()
     dataset = load(config.dataset, seed=config.seed)
+    importing.join()
     check_lengths(config, len(dataset.train))
     per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))
     state = build.build_state(

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train import checkpoint, cli, summary
+from resnet_train.config import options_of
 from tests.conftest import TINY
 
 PROGRAM = str(Path(sys.executable).with_name("resnet-train"))
@@ -260,6 +261,24 @@ def test_yaml_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\noptim:\n  lr: quick\n")
     code, _, err = call(*words, cwd=tmp_path)
     assert (code, err) == (2, "resnet-train: optim.lr: expected a number, got 'quick'\n")
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "optim", "schedule"])
+def test_a_group_that_is_null(group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{group}: null\n")
+    assert cli.main(["--config-dir", str(tmp_path), "experiment=own"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"resnet-train: {group}: expected one of ")
+    assert err.endswith(", got null\n")
+    assert set(options_of(group)) <= set(re.findall(r"\w+", err))
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{group}: ${{seed}}\n")
+    assert cli.main(["--config-dir", str(tmp_path), "experiment=own"]) == 2
+    err = capsys.readouterr().err
+    assert err in (
+        "resnet-train: expected a group of keys, got '${seed}' in its place; name an option, as in optim=sgd\n",
+        f"resnet-train: {group}: expected a group of keys, got '${{seed}}'; set {group}.KEY=VALUE\n",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

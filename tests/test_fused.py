@@ -486,19 +486,23 @@ def test_gradients_of_networks(compose: Callable[..., Config], words: tuple[str,
         assert (found[name] - gradient).norm() < 0.15 * gradient.norm() + 1e-6, name  # a bias before a norm has none
 
 
-def test_fifty_updates_are_those_of_plain_kernels(compose: Callable[..., Config]) -> None:
-    """In deeper networks float32 itself is further from float64 than this, with either: docs/performance.md."""
-    config = compose("model=resnet20", "model.depth=8", "precision=fp32", "device=cpu")
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 2**-8)])
+def test_fifty_updates_are_those_of_plain_kernels(compose: Callable[..., Config], precision: str, bound: float) -> None:
+    """Against plain ones in float32: why these bounds, and what deeper networks do, says docs/performance.md."""
+    config = compose("model=resnet20", "model.depth=8", "device=cpu")
     losses: list[list[float]] = []
-    for kernels in (build_kernels("fused", config.model, torch.device("cpu")), PLAIN):
-        state = build_state(config, num_classes=10, device=torch.device("cpu"), precision="fp32", kernels=kernels)
-        options = build_step_options(config, "fp32")
+    for arithmetic, kernels in (
+        (precision, build_kernels("fused", config.model, torch.device("cpu"), precision=precision)),
+        ("fp32", PLAIN),
+    ):
+        state = build_state(config, num_classes=10, device=torch.device("cpu"), precision=arithmetic, kernels=kernels)
+        options = build_step_options(config, arithmetic)
         images = [drawn(32, 3, 16, 16, seed=seed) for seed in range(2)]
         labels = torch.arange(32) % 10
         losses.append(
             [train_step(state, images[step % 2], labels, lr=0.001, options=options).loss.item() for step in range(50)]
         )
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=bound)
     assert losses[1][-1] < 0.95 * losses[1][0], "something was learned"
 
 
