@@ -9,8 +9,8 @@ module does not import torch: whatever is wrong with a configuration is said wit
 from __future__ import annotations
 
 import hashlib
-import math
 import re
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from fractions import Fraction
@@ -534,13 +534,15 @@ def _number(
 ) -> None:
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
     fits = (
-        math.isfinite(value)
+        abs(value) <= sys.float_info.max  # neither infinite nor NaN, nor a whole number beyond what a float holds
         and (at_least is None or value >= at_least)
         and (above is None or value > above)
         and (at_most is None or value <= at_most)
         and (below is None or value < below)
     )
     if not fits:
+        if isinstance(value, int) and value > sys.float_info.max:
+            bounds["<="] = sys.float_info.max
         wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
         raise ConfigError(f"{key}: expected a number {wanted or 'that is finite'}, got {value}")
 

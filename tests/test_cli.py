@@ -120,6 +120,7 @@ MESSAGES = [
     ),
     ("resume=latest", "resume=latest: expected an unfinished run under 'outputs', found none"),
     ("-m resume=latest", "resume: expected one run, got a sweep (-m); resume its jobs one by one, without -m"),
+    (f"seed=1{'0' * 400}", f"seed: expected a number >= 0 and <= 1.79769e+308, got 1{'0' * 400}"),
     ("-m seed=1,2 epochs=0", "epochs: expected a number >= 1, got 0"),
     ("-m model=resnet20,resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
     ("--foo", "unrecognized arguments: --foo; resnet-train --help lists what there is"),
