@@ -417,6 +417,7 @@ def test_latest_is_the_newest_unfinished_run(tmp_path: Path) -> None:
     assert call("resume=latest", cwd=tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_exits_with_one_line(tmp_path: Path) -> None:
     code, _, err = call(*TINY, "epochs=3", "optim.lr=1e30", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 1

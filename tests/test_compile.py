@@ -188,6 +188,7 @@ def test_a_profile_of_a_short_run(tiny: Tiny, tmp_path: Path, steps: int, name: 
     assert [path.name for path in (tmp_path / "profile").iterdir()] == [f"{name}.pt.trace.json"]
 
 
+@pytest.mark.slow
 def test_a_profile_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     for word in ("true", "false"):
         run(tiny("epochs=null", "steps=12", f"profile={word}"), directory=tmp_path / word)

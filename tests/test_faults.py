@@ -194,6 +194,7 @@ def test_forced_changes_are_recorded_and_forced_once(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- init_from
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_another(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tiny("epochs=1", "ema_decay=0.5"), directory=tmp_path / "first")
     source = checkpoint.read(tmp_path / "first/checkpoints/last.pt")["state"]

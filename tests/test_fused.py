@@ -486,7 +486,7 @@ def test_gradients_of_networks(compose: Callable[..., Config], words: tuple[str,
         assert (found[name] - gradient).norm() < 0.15 * gradient.norm() + 1e-6, name  # a bias before a norm has none
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 2**-8)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), pytest.param("bf16", 2**-8, marks=pytest.mark.slow)])
 def test_fifty_updates_are_those_of_plain_kernels(compose: Callable[..., Config], precision: str, bound: float) -> None:
     """Against plain ones in float32: why these bounds, and what deeper networks do, says docs/performance.md."""
     config = compose("model=resnet20", "model.depth=8", "device=cpu")
