@@ -39,7 +39,7 @@ def set_deterministic(enabled: bool) -> None:
     On CUDA bit-equality also needs ``CUBLAS_WORKSPACE_CONFIG``, which is read when the library starts; train.py sets
     it before torch is imported.
     """
-    if enabled != torch.are_deterministic_algorithms_enabled():  # the call alone imports torch.compile: seconds
+    if enabled or torch.are_deterministic_algorithms_enabled():  # the call alone imports torch.compile: seconds
         torch.use_deterministic_algorithms(enabled)
     torch.backends.cudnn.deterministic = enabled
     torch.backends.cudnn.benchmark = not enabled

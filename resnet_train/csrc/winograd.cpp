@@ -28,9 +28,6 @@
 
 #include <omp.h>
 #include <sys/mman.h>
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -67,19 +64,12 @@ inline Floats load(const bfloat16* from) {
 }
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 inline void store(bfloat16* to, Floats values) {  // rounds to nearest even
-#if defined(__AVX512BF16__)
-  __m512 wide;
-  std::memcpy(&wide, &values, sizeof wide);
-  const __m256bh halves = _mm512_cvtneps_pbh(wide);
-  std::memcpy(to, &halves, sizeof halves);
-#else
   Words words;
   std::memcpy(&words, &values, sizeof words);
   const Words nan = (Words)(values != values);
   const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
   const Halves halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
   std::memcpy(to, &halves, sizeof halves);
-#endif
 }
 
 // ------------------------------------------------------------------------------------------------- the transformations
