@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import cli
-from resnet_train.config import Config, register_schema
+from resnet_train.config.run import Config
+from resnet_train.config.store import register_schema
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import explain, is_config_error
 
@@ -111,11 +112,11 @@ def measure(
     """
     from resnet_train import build, environment
     from resnet_train.contestants import Contestant
-    from resnet_train.data import load
+    from resnet_train.data.dataset import load_dataset
     from resnet_train.limits import layers, roofline
 
     plan = build.build_plan(config)
-    dataset = load(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
+    dataset = load_dataset(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
     model = build.build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
     loops = {side: (config, side) for side in sides} | {words: (one, "ours") for words, one in variants.items()}
     results = {name: Result([]) for name in loops}

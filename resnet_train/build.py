@@ -12,27 +12,19 @@ import torch
 from torch import nn
 
 from resnet_train import fused, fused_cuda, native, optim, schedule
-from resnet_train.augment import CropFlipNormalise, crop_flip_normalise
-from resnet_train.config import (
-    AdamWConfig,
-    CifarResNetConfig,
-    Config,
-    ConstantConfig,
-    CosineConfig,
-    DatasetConfig,
-    LinearConfig,
-    ModelConfig,
-    MultiStepConfig,
-    OptimConfig,
-    ResNetConfig,
-    ScheduleConfig,
-    SGDConfig,
-)
-from resnet_train.data import Dataset, EvalData, Split, TrainData
+from resnet_train.config.dataset import DatasetConfig
+from resnet_train.config.durations import to_steps
+from resnet_train.config.model import CifarResNetConfig, ModelConfig, ResNetConfig
+from resnet_train.config.optim import AdamWConfig, OptimConfig, SGDConfig
+from resnet_train.config.run import Config
+from resnet_train.config.schedule import ConstantConfig, CosineConfig, LinearConfig, MultiStepConfig, ScheduleConfig
+from resnet_train.data.augment import CropFlipNormalise, crop_flip_normalise
+from resnet_train.data.dataset import Dataset, Split
+from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.engine import Forward, GraphedStep, StepOptions, Update, train_step
 from resnet_train.errors import ConfigError
 from resnet_train.resnet import CifarResNet, Conv, NormAct, ResNet, norm_act
-from resnet_train.schedule import Rate, to_steps
+from resnet_train.schedule import Rate
 from resnet_train.seeding import seed_everything
 from resnet_train.state import TrainState
 

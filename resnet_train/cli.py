@@ -37,11 +37,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_train import resume, rundir, summary
-from resnet_train.config import CifarConfig, Config, config_folder, options_of, register_schema, unknown_keys
+from resnet_train.config.dataset import CifarConfig
+from resnet_train.config.run import Config
+from resnet_train.config.store import config_folder, options_of, register_schema, unknown_keys
 from resnet_train.console import duration
+from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import PROGRAM, explain, is_config_error, natural, unknown_key_message
-from resnet_train.files import check_available
 from resnet_train.interrupt import Interrupted
 from resnet_train.resume import Invocation
 

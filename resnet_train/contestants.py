@@ -22,8 +22,8 @@ from torchvision import transforms
 
 from resnet_train import build, environment
 from resnet_train.checkpoint import FORMAT, Checkpoints
-from resnet_train.config import Config
-from resnet_train.data import Dataset, load
+from resnet_train.config.run import Config
+from resnet_train.data.dataset import Dataset, load_dataset
 from resnet_train.engine import evaluate, set_products, train_step
 from resnet_train.errors import RunError
 from resnet_train.limits import copy_bandwidth, matmul_ceiling
@@ -87,7 +87,7 @@ def _contestant(config: Config, side: str, seconds: float, start_method: str, pi
     if side == "limits":
         _answer_limits(device, pipe)
         return
-    dataset = load(config.dataset, seed=config.seed)
+    dataset = load_dataset(config.dataset, seed=config.seed)
     ours = None
     if side == "ours":
         ours = Ours(config, dataset)

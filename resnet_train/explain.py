@@ -21,7 +21,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from resnet_train.config import SCHEMA, AugmentConfig, CheckpointConfig, Config, nearest_name, options_of
+from resnet_train.config.checks import nearest_name
+from resnet_train.config.dataset import AugmentConfig
+from resnet_train.config.run import CheckpointConfig, Config
+from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
 
 PROGRAM = "resnet-train"

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_train import augment, native, resnet
+from resnet_train import native, resnet
+from resnet_train.data import augment
 
 _LANES = 16  # kLanes of csrc/norm_act.cpp
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -182,22 +183,14 @@ def norm_act(
 
 
 def crop_flip_normalise(
-    images: Tensor,
-    index: Tensor,
-    *,
-    offset_y: Tensor,
-    offset_x: Tensor,
-    flip: Tensor,
-    padding: int,
-    mode: augment.CropMode,
-    mean: Tensor,
-    std: Tensor,
+    images: Tensor, draws: augment.Draws, *, padding: int, mode: augment.CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
     """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it."""
-    count, height, width = len(index), *images.shape[1:3]
+    count, height, width = len(draws), *images.shape[1:3]
     bytes_ = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
     table = augment.normalise(bytes_, mean, std).reshape(3, 256).contiguous()
-    index, offset_y, offset_x, flip = (draws.contiguous() for draws in (index, offset_y, offset_x, flip))
+    drawn = (draws.index, draws.offset_y, draws.offset_x, draws.flip)
+    index, offset_y, offset_x, flip = (tensor.contiguous() for tensor in drawn)
     out = torch.empty(count, height, width, 3)
     native.load_batch().crop_flip_normalise(
         *_pointers(images.contiguous(), index, offset_y, offset_x, flip),

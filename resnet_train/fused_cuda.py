@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_train import augment, native, resnet
+from resnet_train import native, resnet
+from resnet_train.data import augment
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -86,36 +87,18 @@ def norm_act(
 
 
 def crop_flip_normalise(
-    images: Tensor,
-    index: Tensor,
-    *,
-    offset_y: Tensor,
-    offset_x: Tensor,
-    flip: Tensor,
-    padding: int,
-    mode: augment.CropMode,
-    mean: Tensor,
-    std: Tensor,
+    images: Tensor, draws: augment.Draws, *, padding: int, mode: augment.CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
     """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it.
 
     Images that are not where ``mean`` is, since the GPU has no room for them, are left to
     `augment.crop_flip_normalise`.
     """
-    count, height, width = len(index), *images.shape[1:3]
+    count, height, width = len(draws), *images.shape[1:3]
     if not (_runs_on(images.device) and images.device == mean.device and images.is_contiguous() and count):
-        return augment.crop_flip_normalise(
-            images,
-            index,
-            offset_y=offset_y,
-            offset_x=offset_x,
-            flip=flip,
-            padding=padding,
-            mode=mode,
-            mean=mean,
-            std=std,
-        )
-    index, offset_y, offset_x, flip = (draws.contiguous() for draws in (index, offset_y, offset_x, flip))
+        return augment.crop_flip_normalise(images, draws, padding=padding, mode=mode, mean=mean, std=std)
+    drawn = (draws.index, draws.offset_y, draws.offset_x, draws.flip)
+    index, offset_y, offset_x, flip = (tensor.contiguous() for tensor in drawn)
     out = torch.empty(count, height, width, 3, dtype=torch.float32, device=images.device)
     with _on(images.device):
         _kernels().crop_flip_normalise[(count, -(-height * width * 3 // _BATCH_BLOCK))](

@@ -21,9 +21,11 @@ import torch
 
 from resnet_train import build, environment, rundir
 from resnet_train.checkpoint import FORMAT, Checkpoints, read_weights
-from resnet_train.config import Config, check_lengths, steps_per_epoch, total_steps
+from resnet_train.config.durations import due
+from resnet_train.config.run import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.console import Progress, count, duration, header, progress_bar
-from resnet_train.data import EvalData, TrainData, load
+from resnet_train.data.dataset import load_dataset
+from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.engine import Update, evaluate, grad_norm, set_products
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.interrupt import Interrupted, Interrupts
@@ -31,7 +33,7 @@ from resnet_train.metrics import MetricsTable, Row, TensorBoard, TrainMetrics
 from resnet_train.profiling import Profiler
 from resnet_train.resnet import multiply_adds, num_parameters
 from resnet_train.resume import Invocation, check_same_run, is_run
-from resnet_train.schedule import Rate, due
+from resnet_train.schedule import Rate
 from resnet_train.seeding import seed_everything, set_deterministic
 from resnet_train.state import TrainState, load_weights
 from resnet_train.summary import Score, Summary
@@ -177,7 +179,7 @@ def prepare(config: Config, directory: Path, *, command: str, invocation: Invoca
     # The first optimizer of a process imports all of torch.compile, for seconds: meanwhile files can be read.
     importing = threading.Thread(target=import_module, args=("torch._dynamo",))
     importing.start()
-    dataset = load(config.dataset, seed=config.seed)
+    dataset = load_dataset(config.dataset, seed=config.seed)
     importing.join()
     check_lengths(config, len(dataset.train))
     per_epoch, total = steps_per_epoch(config, len(dataset.train)), total_steps(config, len(dataset.train))

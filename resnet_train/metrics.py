@@ -24,7 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as summaries
 
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.engine import StepOutput
 from resnet_train.errors import RunError
 from resnet_train.resume import CHANGEABLE, flatten

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import summary
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 
 INVOCATION = "invocation.json"

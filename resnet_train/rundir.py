@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 
 LOG = "train.log"

@@ -1,4 +1,4 @@
-"""Durations as numbers of updates, and the learning rate as a pure function of the step.
+"""The learning rate as a pure function of the step.
 
 Updates are counted from 0; ``rate(step)`` is the rate of update number ``step``. Nothing here holds state, so a
 resumed run has the right rate without being told where it was.
@@ -7,48 +7,12 @@ resumed run has the right rate without being told where it was.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Literal
 
 Rate = Callable[[int], float]
-Duration = int | float | str
 WarmupShape = Literal["linear", "constant"]
-
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)?\s*")
-
-
-def parse_duration(duration: Duration) -> tuple[Fraction, str]:
-    """Split ``5``, ``"5 epochs"`` or ``"400 steps"`` into a number and its unit; a bare number means epochs.
-
-    Raises ``ValueError`` for anything else, for negative numbers and for fractions of a step.
-    """
-    match = _DURATION.fullmatch(str(duration))
-    if not match:
-        raise ValueError(f"expected a duration such as 5, '5 epochs' or '400 steps', got {duration!r}")
-    number, unit = Fraction(match[1]), (match[2] or "epochs").rstrip("s") + "s"
-    if unit == "steps" and number.denominator != 1:
-        raise ValueError(f"expected a whole number of steps, got {duration!r}")
-    return number, unit
-
-
-def to_steps(duration: Duration, steps_per_epoch: Fraction) -> int:
-    """Updates until ``duration`` has passed, e.g. 10 epochs of 50,000 images at batch 128: 3907 (3906.25 rounded up).
-
-    An epoch is rarely a whole number of updates. Rounding up means that an epoch is over with the update in which its
-    last image was seen. Exact: no floating point. Raises ``ValueError`` as `parse_duration`.
-    """
-    number, unit = parse_duration(duration)
-    return math.ceil(number * steps_per_epoch) if unit == "epochs" else int(number)
-
-
-def due(step: int, every: Duration, steps_per_epoch: Fraction) -> bool:
-    """Whether the update that made it ``step`` completed updates also completed another ``every``; never for 0."""
-    number, unit = parse_duration(every)
-    interval = number * steps_per_epoch if unit == "epochs" else number
-    return bool(interval) and step // interval > (step - 1) // interval
 
 
 def cosine(lr: float, *, total_steps: int, warmup_steps: int, final_lr: float) -> Rate:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from resnet_train import rundir, summary
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.resume import Invocation, check_same_run
 from resnet_train.summary import Summary
 

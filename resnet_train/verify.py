@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import cli
-from resnet_train.config import register_schema
+from resnet_train.config.store import register_schema
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.explain import explain, is_config_error
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from resnet_train import cli, native
-from resnet_train.config import Config, register_schema
+from resnet_train.config.run import Config
+from resnet_train.config.store import register_schema
 
 # One thread, here and in the processes that tests start: the networks are small, and threads that wait for each other
 # on a busy machine are many times slower. Read when torch is imported, after this file.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from resnet_train.augment import CropMode, crop_flip, cutmix, cutout, mixup, normalise
+from resnet_train.data.augment import CropMode, crop_flip, cutmix, cutout, mixup, normalise
 
 
 def random_bytes(*shape: int) -> Tensor:

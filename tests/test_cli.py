@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train import checkpoint, cli, summary
-from resnet_train.config import options_of
+from resnet_train.config.store import options_of
 from tests.conftest import TINY
 
 PROGRAM = str(Path(sys.executable).with_name("resnet-train"))

@@ -17,7 +17,7 @@ from resnet_train.build import (
     build_plan,
     build_precision,
 )
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.train import run
 from tests.test_cli import call

@@ -15,29 +15,19 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_train.config import (
-    SCHEMA,
-    AdamWConfig,
+from resnet_train.config.dataset import (
     Cifar10Config,
     Cifar100Config,
-    CifarResNetConfig,
-    Config,
-    ConstantConfig,
-    CosineConfig,
     ImageFolderConfig,
-    LinearConfig,
-    MultiStepConfig,
-    ResNetConfig,
-    SGDConfig,
     SyntheticConfig,
-    check_lengths,
     known_num_train,
     num_train_images,
-    register_schema,
-    steps_per_epoch,
-    total_steps,
-    unknown_keys,
 )
+from resnet_train.config.model import CifarResNetConfig, ResNetConfig
+from resnet_train.config.optim import AdamWConfig, SGDConfig
+from resnet_train.config.run import Config, check_lengths, steps_per_epoch, total_steps
+from resnet_train.config.schedule import ConstantConfig, CosineConfig, LinearConfig, MultiStepConfig
+from resnet_train.config.store import SCHEMA, register_schema, unknown_keys
 from resnet_train.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"

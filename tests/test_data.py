@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from resnet_train.augment import cutmix, mixup
-from resnet_train.config import AugmentConfig, Cifar10Config, ImageFolderConfig, SyntheticConfig
-from resnet_train.data import EvalData, Split, TrainData, load
+from resnet_train.config.dataset import AugmentConfig, Cifar10Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.data.augment import cutmix, mixup
+from resnet_train.data.dataset import Split, load_dataset
+from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.errors import ConfigError
 from resnet_train.seeding import derive, generator
 
@@ -271,47 +272,49 @@ def keys(split: Split | None) -> list[bytes]:
 
 
 def test_without_a_validation_split_all_images_train() -> None:
-    data = load(SYNTHETIC, seed=0)
+    data = load_dataset(SYNTHETIC, seed=0)
     assert (len(data.train), data.val, len(data.test), data.image_size) == (60, None, 20, 8)
     assert len(set(keys(data.train))) == 60, "the tests below need images that differ"
 
 
 def test_the_validation_split_is_held_out_of_the_training_images_by_seed() -> None:
-    whole = load(SYNTHETIC, seed=0)
+    whole = load_dataset(SYNTHETIC, seed=0)
     held_out = []
     for seed in (0, 1):
-        data = load(replace(SYNTHETIC, val_size=15), seed=seed)
+        data = load_dataset(replace(SYNTHETIC, val_size=15), seed=seed)
         assert (len(data.train), len(keys(data.val))) == (45, 15)
         assert sorted(keys(data.train) + keys(data.val)) == sorted(keys(whole.train))
         assert keys(data.test) == keys(whole.test)
-        assert keys(data.val) == keys(load(replace(SYNTHETIC, val_size=15), seed=seed).val)
+        assert keys(data.val) == keys(load_dataset(replace(SYNTHETIC, val_size=15), seed=seed).val)
         held_out.append(set(keys(data.val)))
     assert held_out[0] != held_out[1]
 
 
 def test_train_size_takes_some_of_what_is_left_by_seed() -> None:
-    data, other = (load(replace(SYNTHETIC, val_size=15, train_size=20), seed=seed) for seed in (0, 1))
+    data, other = (load_dataset(replace(SYNTHETIC, val_size=15, train_size=20), seed=seed) for seed in (0, 1))
     assert (len(data.train), len(keys(data.val))) == (20, 15)
     assert not set(keys(data.train)) & set(keys(data.val))
-    assert set(keys(data.train)) < set(keys(load(SYNTHETIC, seed=0).train))
+    assert set(keys(data.train)) < set(keys(load_dataset(SYNTHETIC, seed=0).train))
     assert set(keys(data.train)) != set(keys(other.train))
-    assert keys(data.val) == keys(load(replace(SYNTHETIC, val_size=15), seed=0).val), "train_size moves no val image"
-    alone = load(replace(SYNTHETIC, train_size=20), seed=0)
+    assert keys(data.val) == keys(load_dataset(replace(SYNTHETIC, val_size=15), seed=0).val), (
+        "train_size moves no val image"
+    )
+    alone = load_dataset(replace(SYNTHETIC, train_size=20), seed=0)
     assert (len(alone.train), alone.val) == (20, None)
-    everything = load(replace(SYNTHETIC, val_size=15, train_size=45), seed=0)
+    everything = load_dataset(replace(SYNTHETIC, val_size=15, train_size=45), seed=0)
     assert len(everything.train) == 45
 
 
 def test_more_images_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.val_size: expected fewer than the 60 training images, got 60$"):
-        load(replace(SYNTHETIC, val_size=60), seed=0)
+        load_dataset(replace(SYNTHETIC, val_size=60), seed=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ data sets
 
 
 def test_synthetic_images_are_the_same_for_every_seed_and_differ_between_splits() -> None:
-    first, second = (load(replace(SYNTHETIC, num_test=60), seed=seed) for seed in (0, 1))
+    first, second = (load_dataset(replace(SYNTHETIC, num_test=60), seed=seed) for seed in (0, 1))
     assert keys(first.train) == keys(second.train)
     assert keys(first.test) == keys(second.test)
     assert not set(keys(first.train)) & set(keys(first.test))
@@ -321,7 +324,7 @@ def test_synthetic_images_are_the_same_for_every_seed_and_differ_between_splits(
 def test_synthetic_images_are_learnable_bytes(num_classes: int, image_size: int) -> None:
     """The class with the nearest mean image is the right one far more often than by chance."""
     config = replace(SYNTHETIC, num_classes=num_classes, image_size=image_size, num_train=600, num_test=200)
-    data = load(config, seed=0)
+    data = load_dataset(config, seed=0)
     assert data.train.images.shape == (600, image_size, image_size, 3)
     assert (data.train.images.dtype, data.train.labels.dtype) == (torch.uint8, torch.int64)
     assert set(data.train.labels.tolist()) == set(range(num_classes))
@@ -354,7 +357,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         image_size=8,
         cache=None,
     )
-    data = load(config, seed=0)
+    data = load_dataset(config, seed=0)
     assert data.classes == ("cat", "dog")
     assert (data.train.labels.tolist(), data.test.labels.tolist(), data.val) == ([0, 1, 1], [1], None)
     assert (data.train.images.shape, data.train.images.dtype) == ((3, 8, 8, 3), torch.uint8)
@@ -375,7 +378,7 @@ def test_cifar10_and_the_statistics_that_normalise_it(cifar10_root: Path) -> Non
         download=False,
         mirrors=[],
     )
-    data = load(config, seed=0)
+    data = load_dataset(config, seed=0)
     assert (len(data.train), len(data.test), data.image_size) == (45_000, 10_000, 32)
     assert data.classes[:2] == ("airplane", "automobile")
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10

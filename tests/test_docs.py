@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from resnet_train import cli
-from resnet_train.config import Config, options_of, register_schema
+from resnet_train.config.run import Config
+from resnet_train.config.store import options_of, register_schema
 from resnet_train.explain import known_keys
 from resnet_train.resume import CHANGEABLE
 

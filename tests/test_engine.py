@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_train import optim
-from resnet_train.config import AugmentConfig
-from resnet_train.data import Split, TrainData
+from resnet_train.config.dataset import AugmentConfig
+from resnet_train.data.dataset import Split
+from resnet_train.data.stream import TrainData
 from resnet_train.engine import GraphedStep, StepOptions, evaluate, grad_norm, set_products, train_step, update_average
 from resnet_train.resnet import CifarResNet
 from resnet_train.state import TrainState

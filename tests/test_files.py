@@ -27,26 +27,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from resnet_train.config import (
-    AugmentConfig,
-    Cifar10Config,
-    Cifar100Config,
-    ImageFolderConfig,
-    SyntheticConfig,
-)
+from resnet_train.config.dataset import AugmentConfig, Cifar10Config, Cifar100Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.data.available import check_available
+from resnet_train.data.cifar import CIFAR10, CIFAR100, Archive, load_cifar, obtain, read_batches
+from resnet_train.data.files import Files
+from resnet_train.data.image_cache import decode
+from resnet_train.data.imagefolder import load_imagefolder
 from resnet_train.errors import ConfigError
-from resnet_train.files import (
-    CIFAR10,
-    CIFAR100,
-    Archive,
-    Files,
-    check_available,
-    decode,
-    load_cifar,
-    load_imagefolder,
-    obtain,
-    read_batches,
-)
 
 AUGMENT = AugmentConfig(crop_padding=4, crop_mode="zeros", flip=True, cutout=0, mixup=0.0, cutmix=0.0)
 COMMON: dict[str, Any] = {

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_train import augment, fused, native, resnet
+from resnet_train import fused, native, resnet
 from resnet_train.build import PLAIN, Kernels, build_kernels, build_model, build_state, build_step_options
-from resnet_train.config import Config
+from resnet_train.config.run import Config
+from resnet_train.data import augment
 from resnet_train.engine import train_step
 
 pytestmark = pytest.mark.usefixtures("compiler")

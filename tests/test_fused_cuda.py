@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 import resnet_train
-from resnet_train import augment, fused_cuda, native, resnet
+from resnet_train import fused_cuda, native, resnet
 from resnet_train.build import PLAIN, Kernels, build_model, build_state, build_step_options
-from resnet_train.config import Config
+from resnet_train.config.run import Config
+from resnet_train.data import augment
 from resnet_train.engine import train_step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

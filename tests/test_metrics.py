@@ -25,7 +25,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torchvision.transforms.functional import to_tensor
 from torchvision.utils import make_grid
 
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.engine import StepOutput
 from resnet_train.errors import RunError
 from resnet_train.metrics import COLUMNS, MetricsTable, TensorBoard, TrainMetrics, hparams, image_grid

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_train import checkpoint, cli
-from resnet_train.config import Config, options_of, register_schema
+from resnet_train.config.run import Config
+from resnet_train.config.store import options_of, register_schema
 from resnet_train.explain import known_keys
 from resnet_train.train import run
 from tests.conftest import TINY

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from resnet_train import build, cli
-from resnet_train.config import register_schema
-from resnet_train.data import load
+from resnet_train.config.store import register_schema
+from resnet_train.data.dataset import load_dataset
 from resnet_train.engine import train_step
 from tests.conftest import TINY
 
@@ -65,7 +65,7 @@ def losses(network: str, dtype: torch.dtype) -> list[float]:
     words = cli.merge_overrides(TINY, [*NETWORKS[network], "epochs=null", f"steps={UPDATES}"])
     config, _ = cli.compose_config(cli.parse(words), words)
     cpu = torch.device("cpu")
-    dataset = load(config.dataset, seed=config.seed)
+    dataset = load_dataset(config.dataset, seed=config.seed)
     data = build.build_train_data(config, dataset, cpu)
     state = build.build_state(config, num_classes=10, device=cpu, precision="fp32")
     draw_weights(state.model.to(dtype, memory_format=torch.channels_last))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.resume import (
     CHANGEABLE,

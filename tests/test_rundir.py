@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.config import Config
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.rundir import check_writable, create, log_file, read_config, write_config
 

@@ -10,17 +10,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from resnet_train.schedule import (
-    Duration,
-    constant,
-    cosine,
-    due,
-    linear,
-    multistep,
-    parse_duration,
-    to_steps,
-    with_warmup,
-)
+from resnet_train.config.durations import Duration, due, parse_duration, to_steps
+from resnet_train.schedule import constant, cosine, linear, multistep, with_warmup
 
 CIFAR = Fraction(50_000, 128)  # 390.625 updates an epoch
 

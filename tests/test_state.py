@@ -15,8 +15,9 @@ from torch import Tensor
 
 from resnet_train import checkpoint
 from resnet_train.build import build_state, build_step_options, build_train_data
-from resnet_train.config import Config
-from resnet_train.data import TrainData, load
+from resnet_train.config.run import Config
+from resnet_train.data.dataset import load_dataset
+from resnet_train.data.stream import TrainData
 from resnet_train.engine import StepOptions, train_step
 from resnet_train.state import Progress, TrainState
 from resnet_train.summary import Score
@@ -28,7 +29,7 @@ SCORE = Score(loss=0.5, accuracy=0.75, error=0.25, correct=3, count=4, step=2)
 
 def fresh(config: Config) -> tuple[TrainState, TrainData, StepOptions]:
     """Everything that an update needs, as a new process builds it."""
-    data = load(config.dataset, seed=config.seed)
+    data = load_dataset(config.dataset, seed=config.seed)
     state = build_state(config, num_classes=len(data.classes), device=CPU, precision=config.precision)
     return state, build_train_data(config, data, CPU), build_step_options(config, config.precision)
 

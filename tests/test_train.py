@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_train import checkpoint, rundir, summary
 from resnet_train.build import build_state
-from resnet_train.config import Config, options_of
+from resnet_train.config.run import Config
+from resnet_train.config.store import options_of
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.loop import prepare
 from resnet_train.train import run

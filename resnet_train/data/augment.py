@@ -6,8 +6,9 @@ padded copy of it. Each function works on any device and gives the same values o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,59 +16,83 @@ from torch import Tensor
 CropMode = Literal["zeros", "reflect"]
 
 
-def crop_flip(
-    images: Tensor,
-    index: Tensor,
-    *,
-    offset_y: Tensor,
-    offset_x: Tensor,
-    flip: Tensor,
-    padding: int,
-    mode: CropMode,
-) -> Tensor:
-    """Take images ``index`` out of ``images``, each shifted by its own offset and mirrored or not.
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for each image of a batch or an epoch: tensors ``(B,)``, all on one device."""
+
+    index: Tensor  # int64: which image of the data set
+    offset_y: Tensor  # int64 in [0, 2 * padding]: where the window of the crop begins in the padded image
+    offset_x: Tensor
+    flip: Tensor  # bool
+    cutout_y: Tensor  # int64: the centre of the square, anywhere in the image
+    cutout_x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, piece: slice) -> Draws:
+        return Draws(*(drawn[piece] for drawn in self._tensors()))
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on ``device``."""
+        return Draws(*(drawn.to(device) for drawn in self._tensors()))
+
+    @staticmethod
+    def cat(pieces: Sequence[Draws]) -> Draws:
+        """The draws of all ``pieces``, one after the other; a single piece is returned as it is."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return Draws(*map(torch.cat, zip(*(piece._tensors() for piece in pieces), strict=True)))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return tuple(vars(self).values())
+
+
+def crop_flip(images: Tensor, draws: Draws, *, padding: int, mode: CropMode) -> Tensor:
+    """Take images ``draws.index`` out of ``images``, each shifted by its own offset and mirrored or not.
 
     The same as padding an image by ``padding`` pixels (with zeros, or mirrored at its border), cutting an H x W window
     at ``(offset_y, offset_x)``, then mirroring it left to right where ``flip`` is true.
 
     Args:
         images: uint8 ``(N, H, W, 3)``.
-        index, offset_y, offset_x, flip: ``(B,)``; offsets in ``[0, 2 * padding]``, flip is bool.
+        draws: on the device of ``images``.
+        padding: pixels on each side.
+        mode: what lies beyond the border.
 
     Returns:
         uint8 ``(B, H, W, 3)``.
     """
     height, width = images.shape[1:3]
-    rows = torch.arange(height, device=images.device) + (offset_y - padding)[:, None]  # (B, H)
-    columns = torch.arange(width, device=images.device).expand(len(index), width)  # (B, W)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns) + (offset_x - padding)[:, None]
+    rows = torch.arange(height, device=images.device) + (draws.offset_y - padding)[:, None]  # (B, H)
+    columns = torch.arange(width, device=images.device).expand(len(draws), width)  # (B, W)
+    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns) + (draws.offset_x - padding)[:, None]
+    index = draws.index[:, None, None]
     if mode == "reflect":
         rows, columns = reflect(rows, height), reflect(columns, width)
-        return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return images[index, rows[:, :, None], columns[:, None, :]]
     inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    cropped = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, 3)
+    cropped = images[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, 3)
     return cropped * (inside_y[:, :, None] & inside_x[:, None, :]).unsqueeze(-1)
 
 
 def crop_flip_normalise(
-    images: Tensor,
-    index: Tensor,
-    *,
-    offset_y: Tensor,
-    offset_x: Tensor,
-    flip: Tensor,
-    padding: int,
-    mode: CropMode,
-    mean: Tensor,
-    std: Tensor,
+    images: Tensor, draws: Draws, *, padding: int, mode: CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
     """`crop_flip`, then `normalise` on the device where ``mean`` is: float32 ``(B, 3, H, W)`` in channels_last."""
-    cropped = crop_flip(images, index, offset_y=offset_y, offset_x=offset_x, flip=flip, padding=padding, mode=mode)
+    cropped = crop_flip(images, draws, padding=padding, mode=mode)
     return normalise(cropped.to(mean.device, non_blocking=True), mean, std)
 
 
-CropFlipNormalise = Callable[..., Tensor]  # crop_flip_normalise above, or what takes its place
+class CropFlipNormalise(Protocol):
+    """`crop_flip_normalise`, or a kernel that takes its place and gives the same values, to the bit."""
+
+    def __call__(
+        self, images: Tensor, draws: Draws, *, padding: int, mode: CropMode, mean: Tensor, std: Tensor
+    ) -> Tensor:
+        """As `crop_flip_normalise`."""
+        ...
 
 
 def reflect(position: Tensor, size: int) -> Tensor:
@@ -103,32 +128,32 @@ def cutout(images: Tensor, *, centre_y: Tensor, centre_x: Tensor, size: int) -> 
     return torch.where(inside[:, None], 0, images)  # masked_fill would give up channels_last
 
 
-def mixup(images: Tensor, targets: Tensor, *, partner: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Blend each image and target with its partner's (Zhang et al. 2017, 1710.09412).
+def mixup(images: Tensor, targets: Tensor, *, permutation: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    """Blend each image and target with those at ``permutation`` (Zhang et al. 2017, 1710.09412).
 
-    ``images`` ``(B, 3, H, W)``, ``targets`` ``(B, classes)``, ``partner`` ``(B,)`` indices into the batch, ``share``
-    in ``[0, 1]`` is what remains of the first.
+    ``images`` ``(B, 3, H, W)``, ``targets`` ``(B, classes)``, ``permutation`` ``(B,)`` indices into the batch, ``lam``
+    in ``[0, 1]`` is the weight of the first.
     """
     return (
-        share * images + (1 - share) * images[partner],
-        share * targets + (1 - share) * targets[partner],
+        lam * images + (1 - lam) * images[permutation],
+        lam * targets + (1 - lam) * targets[permutation],
     )
 
 
 def cutmix(
-    images: Tensor, targets: Tensor, *, partner: Tensor, share: float, centre_y: int, centre_x: int
+    images: Tensor, targets: Tensor, *, permutation: Tensor, lam: float, centre_y: int, centre_x: int
 ) -> tuple[Tensor, Tensor]:
-    """Paste one rectangle of each partner, of area ``1 - share``, into each image (Yun et al. 2019, 1905.04899).
+    """Paste a rectangle of area ``1 - lam`` from the image at ``permutation`` (Yun et al. 2019, 1905.04899).
 
     One rectangle for the whole batch, around ``(centre_y, centre_x)`` and clipped at the border; targets are mixed by
     the area that was really pasted. Shapes as in `mixup`.
     """
     height, width = images.shape[2:]
-    side = (1 - share) ** 0.5
+    side = (1 - lam) ** 0.5
     top, left = centre_y - int(height * side) // 2, centre_x - int(width * side) // 2
     bottom, right = top + int(height * side), left + int(width * side)
     top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
     mixed = images.clone(memory_format=torch.preserve_format)
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = images[permutation, :, top:bottom, left:right]
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, kept * targets + (1 - kept) * targets[partner]
+    return mixed, kept * targets + (1 - kept) * targets[permutation]

@@ -1,0 +1,78 @@
+"""Where Hydra meets the dataclasses, and the YAML files of ``conf/``: the only module of this room that knows Hydra."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from resnet_train.config.dataset import Cifar10Config, Cifar100Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.model import CifarResNetConfig, ResNetConfig
+from resnet_train.config.optim import AdamWConfig, SGDConfig
+from resnet_train.config.run import Config
+from resnet_train.config.schedule import ConstantConfig, CosineConfig, LinearConfig, MultiStepConfig
+from resnet_train.errors import ConfigError
+
+SCHEMA: dict[str, type] = {
+    "model/cifar_resnet": CifarResNetConfig,
+    "model/resnet": ResNetConfig,
+    "dataset/cifar10": Cifar10Config,
+    "dataset/cifar100": Cifar100Config,
+    "dataset/imagefolder": ImageFolderConfig,
+    "dataset/synthetic": SyntheticConfig,
+    "optim/sgd": SGDConfig,
+    "optim/adamw": AdamWConfig,
+    "schedule/cosine": CosineConfig,
+    "schedule/linear": LinearConfig,
+    "schedule/multistep": MultiStepConfig,
+    "schedule/constant": ConstantConfig,
+}
+
+
+def register_schema() -> None:
+    """Make the dataclasses known to Hydra as ``schema/...``, which the YAML files name first in their defaults."""
+    OmegaConf.register_new_resolver("job_id", job_id, replace=True)
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=Config)
+    for path, node in SCHEMA.items():
+        group, name = path.split("/")
+        store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def job_id(overrides: str) -> str:
+    """Eight hexadecimal digits that tell a sweep's jobs apart by their overrides, whatever their number or order."""
+    return hashlib.sha256(overrides.encode()).hexdigest()[:8]
+
+
+def unknown_keys(node: Any, schema: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of a composed config that its schema does not have: what ``+key=value`` smuggles in."""
+    unknown = []
+    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set()
+    for key in node:
+        if key not in known:
+            unknown.append(f"{prefix}{key}")
+            continue
+        child = node._get_node(key)
+        object_type = child._metadata.object_type if child is not None else None
+        if is_dataclass(object_type):
+            unknown += unknown_keys(child, object_type, f"{prefix}{key}.")
+    return unknown
+
+
+def config_folder() -> Path:
+    """``conf/`` beside the package in a checkout, inside the package where it was installed from a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"expected conf/train.yaml in or beside {package}, found neither; install resnet-train again")
+
+
+def options_of(group: str) -> list[str]:
+    """Options of a config group, from the YAML files."""
+    folder = config_folder() / group
+    return sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []

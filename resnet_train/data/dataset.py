@@ -1,0 +1,111 @@
+"""The splits of a data set, in memory as bytes: what a run trains, validates and tests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnet_train.config.dataset import (
+    CifarConfig,
+    DatasetConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+    num_train_images,
+)
+from resnet_train.data.cifar import load_cifar
+from resnet_train.data.imagefolder import load_imagefolder
+from resnet_train.seeding import generator
+
+SYNTHETIC_CHUNK = 4096  # images made at a time: bounds the memory beside the data set
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images as they are: uint8 ``(N, H, W, 3)``, and their labels, int64 ``(N,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        """The images at ``index`` ``(M,)``."""
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Split:
+        """Move to ``device`` if it has room, labels in any case; the images stay in host memory where it has not.
+
+        Room means that half of the free memory remains for the network.
+        """
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.images.nbytes > free // 2:
+                return self
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All splits of a data set; ``val`` is held out of the training images and exists only if asked for."""
+
+    train: Split
+    val: Split | None
+    test: Split
+    classes: tuple[str, ...]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.train.images.shape[1]
+
+
+def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
+    """Read the data set, whole and in host memory, and hold out the validation split.
+
+    Which images are held out, and which remain with ``train_size``, depends on the seed alone. Raises `ConfigError`
+    where files are missing or corrupt, or too few.
+    """
+    match config:
+        case SyntheticConfig():
+            train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
+            classes = tuple(f"pattern {label}" for label in range(config.num_classes))
+        case CifarConfig() | ImageFolderConfig():
+            files = load_cifar(config) if isinstance(config, CifarConfig) else load_imagefolder(config)
+            # torch refuses read-only memory, which a memory map is: copy it
+            train, test = (
+                Split(torch.tensor(split.images), torch.from_numpy(split.labels)) for split in (files.train, files.test)
+            )
+            classes = files.classes
+        case _:
+            raise TypeError(f"no data set for {type(config).__name__}")
+    num_train = num_train_images(config, len(train))
+    if num_train == len(train):
+        return Dataset(train, None, test, classes)
+    order = torch.randperm(len(train), generator=generator(seed, "split"))
+    held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
+    val = train.take(held_out.sort().values) if config.val_size else None
+    return Dataset(train.take(used.sort().values), val, test, classes)
+
+
+def synthetic(config: SyntheticConfig, num_images: int, split: str) -> Split:
+    """Make ``num_images`` synthetic images: a coarse 4x4 pattern of colours for each class, shifted, under noise.
+
+    The patterns belong to the data set, not to the run: they are the same for every seed.
+    """
+    size = config.image_size
+    draws = generator(0, "synthetic", split)
+    labels = torch.randint(config.num_classes, (num_images,), generator=draws)
+    patterns = torch.rand(config.num_classes, 3, 4, 4, generator=generator(0, "synthetic", "patterns"))
+    patterns = F.interpolate(patterns, size=(size, size), mode="bilinear").permute(0, 2, 3, 1)  # (classes, H, W, 3)
+    images = torch.empty(num_images, size, size, 3, dtype=torch.uint8)
+    for chunk, chunk_labels in zip(images.split(SYNTHETIC_CHUNK), labels.split(SYNTHETIC_CHUNK), strict=True):
+        shift = torch.randint(-(size // 8), size // 8 + 1, (2, len(chunk), 1), generator=draws)
+        rows, columns = (torch.arange(size) + shift) % size  # (M, H), (M, W)
+        clean = patterns[chunk_labels[:, None, None], rows[:, :, None], columns[:, None, :]]
+        noise = torch.randn(clean.shape, generator=draws)
+        chunk.copy_((255 * (0.25 + 0.5 * clean + 0.1 * noise)).clamp(0, 255))
+    return Split(images, labels)
