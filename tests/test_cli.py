@@ -86,16 +86,15 @@ MESSAGES = [
     ("model=null", "cannot make sense of model=null: Config group override must be a string or a list. Got NoneType"),
     ("hydra.foo=1", "hydra.foo: no such key of Hydra's; resnet-train --cfg hydra shows all of them"),
     ("hydra/launcher=nowhere", "hydra/launcher: expected one of basic, got 'nowhere'"),
-    ("steps=10", "epochs=200 and steps=10 contradict each other: give one; for 10 updates add epochs=null"),
+    ("steps=10", "epochs=200 and steps=10 contradict each other: give one; for 10 steps add epochs=null"),
     (
         "schedule=multistep epochs=50",
-        "schedule.milestones: expected all before the end of the run's 19532 updates "
-        "(epochs=50), got 150 = 58594 updates",
+        "schedule.milestones: expected all before the end of the run's 19532 steps (epochs=50), got 150 = 58594 steps",
     ),
     (
         "schedule.warmup=300",
-        "schedule.warmup: expected at most the run's 78125 updates (epochs=200), got 300 = 117188 "
-        "updates; try schedule.warmup=0",
+        "schedule.warmup: expected at most the run's 78125 steps (epochs=200), got 300 = 117188 "
+        "steps; try schedule.warmup=0",
     ),
     ("batch_size=60000", "batch_size: expected at most the 50000 training images, got 60000; try batch_size=50000"),
     (

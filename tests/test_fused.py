@@ -201,13 +201,12 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
     images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     draws = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), [False, True]))
     offset_y, offset_x, flip = (torch.tensor(column) for column in zip(*draws, strict=True))
+    index = torch.arange(len(draws)) % 5
+    drawn = augment.Draws(index, offset_y, offset_x, flip, cutout_y=index, cutout_x=index)
     found, expected = (
         function(
             images,
-            torch.arange(len(draws)) % 5,
-            offset_y=offset_y,
-            offset_x=offset_x,
-            flip=flip,
+            drawn,
             padding=padding,
             mode=mode,
             mean=torch.tensor([0.4914, 0.4822, 0.4465]),

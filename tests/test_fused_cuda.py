@@ -414,13 +414,12 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
     images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     draws = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), [False, True]))
     offset_y, offset_x, flip = (torch.tensor(column, device=DEVICE) for column in zip(*draws, strict=True))
+    index = torch.arange(len(draws), device=DEVICE) % 5
+    drawn = augment.Draws(index, offset_y, offset_x, flip, cutout_y=index, cutout_x=index)
     found, expected = (
         function(
             images.to(DEVICE),
-            torch.arange(len(draws), device=DEVICE) % 5,
-            offset_y=offset_y,
-            offset_x=offset_x,
-            flip=flip,
+            drawn,
             padding=padding,
             mode=mode,
             mean=torch.tensor(MEAN, device=DEVICE),
@@ -433,13 +432,11 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
 
 
 def a_batch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    zeros = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    index = torch.arange(len(images), device=images.device)
+    zeros = torch.zeros_like(index)
     return fused_cuda.crop_flip_normalise(
         images,
-        torch.arange(len(images), device=images.device),
-        offset_y=zeros,
-        offset_x=zeros,
-        flip=zeros.bool(),
+        augment.Draws(index, zeros, zeros, zeros.bool(), cutout_y=zeros, cutout_x=zeros),
         padding=0,
         mode="zeros",
         mean=mean,

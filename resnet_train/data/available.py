@@ -11,11 +11,9 @@ def check_available(dataset: DatasetConfig) -> None:
     """Raise `ConfigError` where the files are missing and nothing can get them; looks at names only."""
     match dataset:
         case CifarConfig():
-            root = folder_of(dataset.root)
+            archive, root = cifar.archive_of(dataset), folder_of(dataset.root)
             with one_line_errors(root):
-                cifar.check_obtainable(
-                    cifar.archive_of(dataset), root, mirrors=dataset.mirrors, download=dataset.download
-                )
+                cifar.check_obtainable(archive, root, mirrors=dataset.mirrors, download=dataset.download)
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):
