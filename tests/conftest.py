@@ -68,6 +68,12 @@ def compose() -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
+def tiny_overrides() -> tuple[str, ...]:
+    """What makes a run one of seconds, for a command line."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny(compose: Callable[..., Config]) -> Callable[..., Config]:
     """A configuration that trains in seconds; later overrides win."""
     return lambda *overrides: compose(*cli.merge_overrides(TINY, overrides))

@@ -1,26 +1,22 @@
-"""The endless stream of batches against its definition, the splits, and the data sets as they arrive in memory."""
+"""The endless stream of batches against its definition, mixing, and evaluation."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from resnet_train.config.dataset import AugmentConfig, Cifar10Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.dataset import AugmentConfig
 from resnet_train.data.augment import cutmix, mixup
-from resnet_train.data.dataset import Split, load_dataset
+from resnet_train.data.dataset import Split
 from resnet_train.data.stream import EvalData, TrainData
-from resnet_train.errors import ConfigError
 from resnet_train.seeding import derive, generator
 
 CPU = torch.device("cpu")
@@ -56,9 +52,6 @@ def stream(split: Split, augment: AugmentConfig = EVERYTHING, *, batch_size: int
 
 def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-
-
-# ----------------------------------------------------------------------------------------------------------- the stream
 
 
 @pytest.mark.parametrize("augment", [PLAIN, EVERYTHING])
@@ -188,7 +181,7 @@ def test_batches_are_channels_last_floats_of_the_data_set_that_stays_bytes() -> 
     assert torch.equal(split.images, noise(7).images), "the data set was written to"
 
 
-# ----------------------------------------------------------------------------------------------------- mixup and CutMix
+# ------------------------------------------------------------------------------------------------------- mixup, CutMix
 
 
 @pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(1.0, 0.0), (0.0, 1.0), (0.2, 1.0)])
@@ -205,30 +198,30 @@ def test_targets_are_distributions_that_say_what_was_mixed(mixup_alpha: float, c
         torch.testing.assert_close(255 * images.mean((1, 2, 3)), targets @ torch.arange(9.0), rtol=1e-4, atol=1e-4)
         uniform = (images.amax((1, 2, 3)) - images.amin((1, 2, 3)) < 1e-6).all()
         kinds.append("mixup" if uniform else "cutmix")
-    share = kinds.count("mixup") / len(kinds)
+    fraction = kinds.count("mixup") / len(kinds)
     low, high = {(1.0, 0.0): (1.0, 1.0), (0.0, 1.0): (0.0, 0.25)}.get((mixup_alpha, cutmix_alpha), (0.25, 0.75))
-    assert low <= share <= high, "with both, a fair coin; a CutMix of no pixel or all looks like mixup here"
+    assert low <= fraction <= high, "with both, a fair coin; a CutMix of no pixel or all looks like mixup here"
 
 
 @pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.2, 0.0), (1.0, 0.0), (0.0, 0.7), (0.2, 0.7)])
-def test_shares_and_partners_are_those_drawn_for_the_step(mixup_alpha: float, cutmix_alpha: float) -> None:
+def test_lam_and_permutation_are_those_drawn_for_the_step(mixup_alpha: float, cutmix_alpha: float) -> None:
     plain = stream(noise(8), replace(EVERYTHING, mixup=0.0, cutmix=0.0), batch_size=5, seed=4)
     plain.mean, plain.std = torch.zeros(3), torch.ones(3)
     options = replace(EVERYTHING, mixup=mixup_alpha, cutmix=cutmix_alpha)
     data = stream(noise(8), options, batch_size=5, seed=4)
     for step in range(6):
         draws = random.Random(derive(4, "mix", step))
-        partner = torch.randperm(5, generator=generator(4, "partner", step))
+        permutation = torch.randperm(5, generator=generator(4, "partner", step))
         takes_mixup = mixup_alpha > 0 and (cutmix_alpha == 0 or draws.random() < 0.5)
         alpha = mixup_alpha if takes_mixup else cutmix_alpha
-        share = draws.betavariate(alpha, alpha)
+        lam = draws.betavariate(alpha, alpha)
         images, labels = plain.batch(step)
         targets = F.one_hot(labels, 8).float()
         if takes_mixup:
-            expected = mixup(images, targets, partner=partner, share=share)
+            expected = mixup(images, targets, permutation=permutation, lam=lam)
         else:
             y, x = draws.randrange(6), draws.randrange(6)
-            expected = cutmix(images, targets, partner=partner, share=share, centre_y=y, centre_x=x)
+            expected = cutmix(images, targets, permutation=permutation, lam=lam, centre_y=y, centre_x=x)
         assert same(data.batch(step), expected)
 
 
@@ -248,145 +241,3 @@ def test_evaluation_sees_every_image_once_in_order(count: int, batch_size: int, 
         torch.testing.assert_close(images, expected, rtol=0, atol=2e-6)
     assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in batches)
     assert data.split.images.data_ptr() == split.images.data_ptr()
-
-
-# --------------------------------------------------------------------------------------------------------------- splits
-
-SYNTHETIC = SyntheticConfig(
-    name="synthetic",
-    train_size=None,
-    val_size=0,
-    mean=MEAN,
-    std=STD,
-    augment=PLAIN,
-    num_classes=4,
-    image_size=8,
-    num_train=60,
-    num_test=20,
-)
-
-
-def keys(split: Split | None) -> list[bytes]:
-    assert split is not None
-    return [image.numpy().tobytes() + bytes([label]) for image, label in zip(split.images, split.labels, strict=True)]
-
-
-def test_without_a_validation_split_all_images_train() -> None:
-    data = load_dataset(SYNTHETIC, seed=0)
-    assert (len(data.train), data.val, len(data.test), data.image_size) == (60, None, 20, 8)
-    assert len(set(keys(data.train))) == 60, "the tests below need images that differ"
-
-
-def test_the_validation_split_is_held_out_of_the_training_images_by_seed() -> None:
-    whole = load_dataset(SYNTHETIC, seed=0)
-    held_out = []
-    for seed in (0, 1):
-        data = load_dataset(replace(SYNTHETIC, val_size=15), seed=seed)
-        assert (len(data.train), len(keys(data.val))) == (45, 15)
-        assert sorted(keys(data.train) + keys(data.val)) == sorted(keys(whole.train))
-        assert keys(data.test) == keys(whole.test)
-        assert keys(data.val) == keys(load_dataset(replace(SYNTHETIC, val_size=15), seed=seed).val)
-        held_out.append(set(keys(data.val)))
-    assert held_out[0] != held_out[1]
-
-
-def test_train_size_takes_some_of_what_is_left_by_seed() -> None:
-    data, other = (load_dataset(replace(SYNTHETIC, val_size=15, train_size=20), seed=seed) for seed in (0, 1))
-    assert (len(data.train), len(keys(data.val))) == (20, 15)
-    assert not set(keys(data.train)) & set(keys(data.val))
-    assert set(keys(data.train)) < set(keys(load_dataset(SYNTHETIC, seed=0).train))
-    assert set(keys(data.train)) != set(keys(other.train))
-    assert keys(data.val) == keys(load_dataset(replace(SYNTHETIC, val_size=15), seed=0).val), (
-        "train_size moves no val image"
-    )
-    alone = load_dataset(replace(SYNTHETIC, train_size=20), seed=0)
-    assert (len(alone.train), alone.val) == (20, None)
-    everything = load_dataset(replace(SYNTHETIC, val_size=15, train_size=45), seed=0)
-    assert len(everything.train) == 45
-
-
-def test_more_images_than_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.val_size: expected fewer than the 60 training images, got 60$"):
-        load_dataset(replace(SYNTHETIC, val_size=60), seed=0)
-
-
-# ------------------------------------------------------------------------------------------------------------ data sets
-
-
-def test_synthetic_images_are_the_same_for_every_seed_and_differ_between_splits() -> None:
-    first, second = (load_dataset(replace(SYNTHETIC, num_test=60), seed=seed) for seed in (0, 1))
-    assert keys(first.train) == keys(second.train)
-    assert keys(first.test) == keys(second.test)
-    assert not set(keys(first.train)) & set(keys(first.test))
-
-
-@pytest.mark.parametrize(("num_classes", "image_size"), [(10, 32), (3, 12)])
-def test_synthetic_images_are_learnable_bytes(num_classes: int, image_size: int) -> None:
-    """The class with the nearest mean image is the right one far more often than by chance."""
-    config = replace(SYNTHETIC, num_classes=num_classes, image_size=image_size, num_train=600, num_test=200)
-    data = load_dataset(config, seed=0)
-    assert data.train.images.shape == (600, image_size, image_size, 3)
-    assert (data.train.images.dtype, data.train.labels.dtype) == (torch.uint8, torch.int64)
-    assert set(data.train.labels.tolist()) == set(range(num_classes))
-    assert len(data.classes) == num_classes
-    train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
-    means = torch.stack([train[data.train.labels == label].mean(0) for label in range(num_classes)])
-    found = torch.cdist(test, means).argmin(1)
-    assert (found == data.test.labels).float().mean().item() > 0.8
-
-
-def test_a_folder_of_pictures(tmp_path: Path) -> None:
-    colours = {
-        "train/dog/1": (200, 0, 0),
-        "train/cat/1": (0, 100, 0),
-        "train/dog/2": (0, 0, 50),
-        "val/dog/x": (9, 8, 7),
-    }
-    for name, colour in colours.items():
-        path = tmp_path / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 12), colour).save(path)
-    config = ImageFolderConfig(
-        name="imagefolder",
-        train_size=None,
-        val_size=0,
-        mean=MEAN,
-        std=STD,
-        augment=PLAIN,
-        root=str(tmp_path),
-        image_size=8,
-        cache=None,
-    )
-    data = load_dataset(config, seed=0)
-    assert data.classes == ("cat", "dog")
-    assert (data.train.labels.tolist(), data.test.labels.tolist(), data.val) == ([0, 1, 1], [1], None)
-    assert (data.train.images.shape, data.train.images.dtype) == ((3, 8, 8, 3), torch.uint8)
-    for image, name in zip(data.train.images, ["train/cat/1", "train/dog/1", "train/dog/2"], strict=True):
-        assert torch.equal(image, torch.tensor(colours[name], dtype=torch.uint8).expand(8, 8, 3))
-
-
-def test_cifar10_and_the_statistics_that_normalise_it(cifar10_root: Path) -> None:
-    shipped = OmegaConf.load(Path(__file__).parents[1] / "conf/dataset/cifar10.yaml")
-    config = Cifar10Config(
-        name="cifar10",
-        train_size=None,
-        val_size=5000,
-        mean=list(shipped.mean),
-        std=list(shipped.std),
-        augment=PLAIN,
-        root=str(cifar10_root),
-        download=False,
-        mirrors=[],
-    )
-    data = load_dataset(config, seed=0)
-    assert (len(data.train), len(data.test), data.image_size) == (45_000, 10_000, 32)
-    assert data.classes[:2] == ("airplane", "automobile")
-    assert torch.bincount(data.test.labels).tolist() == [1000] * 10
-    assert data.val is not None
-    whole = torch.cat([data.train.images, data.val.images])
-    for channel in range(3):
-        share = torch.bincount(whole[..., channel].flatten(), minlength=256).double() / whole[..., channel].numel()
-        value = torch.arange(256).double() / 255
-        mean = (share * value).sum()
-        assert round(mean.item(), 4) == config.mean[channel]
-        assert round((share * (value - mean) ** 2).sum().sqrt().item(), 4) == config.std[channel]

@@ -9,17 +9,36 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from resnet_train.data.augment import CropMode, crop_flip, cutmix, cutout, mixup, normalise
+from resnet_train.data.augment import CropMode, Draws, crop_flip, cutmix, cutout, mixup, normalise
 
 
 def random_bytes(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+def crops(index: Tensor, offset_y: Tensor, offset_x: Tensor, flip: Tensor) -> Draws:
+    """Draws of which only crop and flip count."""
+    return Draws(index, offset_y, offset_x, flip, cutout_y=index, cutout_x=index)
+
+
 def random_images(count: int, height: int, width: int) -> Tensor:
     """``(count, 3, height, width)``, nowhere zero, in the memory format of `normalise`."""
     images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) + 0.5
     return images.contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------------------------- draws
+
+
+def test_draws_are_cut_and_joined_as_one() -> None:
+    columns = [torch.arange(7) + 10 * number for number in range(6)]
+    draws = Draws(*columns)
+    assert len(draws) == 7
+    assert len(draws[2:5]) == 3
+    joined = Draws.cat([draws[5:7], draws[0:2]]).to(torch.device("cpu"))
+    for name, column in zip(["index", "offset_y", "offset_x", "flip", "cutout_y", "cutout_x"], columns, strict=True):
+        assert getattr(joined, name).tolist() == [column[place] for place in (5, 6, 0, 1)]
+    assert Draws.cat([draws]) is draws
 
 
 # ------------------------------------------------------------------------------------------------------------ crop_flip
@@ -36,7 +55,7 @@ def test_crop_flip_is_pad_crop_and_hflip(mode: CropMode, height: int, width: int
     draws = list(itertools.product(offsets, offsets, [False, True]))
     index = torch.tensor([(7 * position + 3) % 5 for position in range(len(draws))])
     offset_y, offset_x, flip = (torch.tensor(column) for column in zip(*draws, strict=True))
-    out = crop_flip(images, index, offset_y=offset_y, offset_x=offset_x, flip=flip, padding=padding, mode=mode)
+    out = crop_flip(images, crops(index, offset_y, offset_x, flip), padding=padding, mode=mode)
     assert (out.shape, out.dtype) == ((len(draws), height, width, 3), torch.uint8)
     for position, (top, left, mirrored) in enumerate(draws):
         image = images[index[position]].permute(2, 0, 1)  # (3, H, W)
@@ -53,10 +72,7 @@ def test_zeros_beyond_the_border_or_its_mirror_image(mode: CropMode) -> None:
     shift = torch.tensor([0, 0, 4, 4])
     out = crop_flip(
         images,
-        torch.zeros(4, dtype=torch.long),
-        offset_y=torch.full((4,), 2),
-        offset_x=shift,
-        flip=torch.tensor([False, True, False, True]),
+        crops(torch.zeros(4, dtype=torch.long), torch.full((4,), 2), shift, torch.tensor([False, True, False, True])),
         padding=2,
         mode=mode,
     )
@@ -72,9 +88,7 @@ def test_zeros_beyond_the_border_or_its_mirror_image(mode: CropMode) -> None:
 def test_centre_crop_without_flip_changes_nothing(mode: CropMode, padding: int) -> None:
     images, index = random_bytes(6, 32, 32, 3), torch.tensor([5, 0, 3, 3])
     before, centre = images.clone(), torch.full((4,), padding)
-    out = crop_flip(
-        images, index, offset_y=centre, offset_x=centre, flip=torch.zeros(4).bool(), padding=padding, mode=mode
-    )
+    out = crop_flip(images, crops(index, centre, centre, torch.zeros(4).bool()), padding=padding, mode=mode)
     assert torch.equal(out, images[index])
     assert torch.equal(images, before)
 
@@ -122,30 +136,30 @@ def test_cutout_blanks_a_square_around_every_centre(size: int) -> None:
 # -------------------------------------------------------------------------------------------------------- mixup, cutmix
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.7, 1.0])
-def test_mixup_blends_images_and_targets(share: float) -> None:
-    images, targets, partner = random_images(4, 3, 5), torch.eye(4), torch.tensor([2, 0, 3, 3])
-    mixed, labels = mixup(images, targets, partner=partner, share=share)
+@pytest.mark.parametrize("lam", [0.0, 0.25, 0.7, 1.0])
+def test_mixup_blends_images_and_targets(lam: float) -> None:
+    images, targets, permutation = random_images(4, 3, 5), torch.eye(4), torch.tensor([2, 0, 3, 3])
+    mixed, labels = mixup(images, targets, permutation=permutation, lam=lam)
     for i, j in enumerate([2, 0, 3, 3]):
         for c, y, x in itertools.product(range(3), range(3), range(5)):
-            expected = share * images[i, c, y, x].item() + (1 - share) * images[j, c, y, x].item()
+            expected = lam * images[i, c, y, x].item() + (1 - lam) * images[j, c, y, x].item()
             assert mixed[i, c, y, x].item() == pytest.approx(expected, rel=1e-6)
-        expected_labels = [share * (k == i) + (1 - share) * (k == j) for k in range(4)]
+        expected_labels = [lam * (k == i) + (1 - lam) * (k == j) for k in range(4)]
         assert labels[i].tolist() == pytest.approx(expected_labels, rel=1e-6)
-    if share == 1:
+    if lam == 1:
         assert torch.equal(mixed, images)
         assert torch.equal(labels, targets)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.36, 0.5, 0.75, 0.99, 1.0])
+@pytest.mark.parametrize("lam", [0.0, 0.1, 0.36, 0.5, 0.75, 0.99, 1.0])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7)])
-def test_cutmix_pastes_a_rectangle_and_counts_what_it_pasted(share: float, height: int, width: int) -> None:
-    """For every centre, so at every border and corner: who shows where, and a label share equal to the area."""
+def test_cutmix_pastes_a_rectangle_and_counts_what_it_pasted(lam: float, height: int, width: int) -> None:
+    """For every centre, so at every border and corner: who shows where, and a label weight equal to the area."""
     images = torch.arange(1.0, 4.0).reshape(3, 1, 1, 1).expand(3, 3, height, width).contiguous()  # image i is i + 1
-    before, targets, partner = images.clone(), torch.eye(3), torch.tensor([1, 2, 0])
-    box_height, box_width = int(height * (1 - share) ** 0.5), int(width * (1 - share) ** 0.5)
+    before, targets, permutation = images.clone(), torch.eye(3), torch.tensor([1, 2, 0])
+    box_height, box_width = int(height * (1 - lam) ** 0.5), int(width * (1 - lam) ** 0.5)
     for centre_y, centre_x in itertools.product(range(height), range(width)):
-        mixed, labels = cutmix(images, targets, partner=partner, share=share, centre_y=centre_y, centre_x=centre_x)
+        mixed, labels = cutmix(images, targets, permutation=permutation, lam=lam, centre_y=centre_y, centre_x=centre_x)
         pasted = torch.zeros(height, width, dtype=torch.bool)
         for y, x in itertools.product(range(height), range(width)):
             in_rows = 0 <= y - (centre_y - box_height // 2) < box_height
@@ -161,17 +175,17 @@ def test_cutmix_pastes_a_rectangle_and_counts_what_it_pasted(share: float, heigh
 
 def test_cutmix_pastes_the_asked_area_where_nothing_is_clipped() -> None:
     _, labels = cutmix(
-        random_images(2, 32, 32), torch.eye(2), partner=torch.tensor([1, 0]), share=0.75, centre_y=16, centre_x=16
+        random_images(2, 32, 32), torch.eye(2), permutation=torch.tensor([1, 0]), lam=0.75, centre_y=16, centre_x=16
     )
     assert labels.tolist() == [[0.75, 0.25], [0.25, 0.75]]
 
 
 def test_memory_format_is_kept() -> None:
-    images, targets, partner = random_images(4, 8, 8), torch.eye(4), torch.tensor([1, 0, 3, 2])
+    images, targets, permutation = random_images(4, 8, 8), torch.eye(4), torch.tensor([1, 0, 3, 2])
     centre = torch.tensor([0, 3, 4, 7])
     for out in (
         cutout(images, centre_y=centre, centre_x=centre, size=4),
-        mixup(images, targets, partner=partner, share=0.3)[0],
-        cutmix(images, targets, partner=partner, share=0.3, centre_y=4, centre_x=4)[0],
+        mixup(images, targets, permutation=permutation, lam=0.3)[0],
+        cutmix(images, targets, permutation=permutation, lam=0.3, centre_y=4, centre_x=4)[0],
     ):
         assert out.is_contiguous(memory_format=torch.channels_last)

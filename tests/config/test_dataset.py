@@ -1,0 +1,71 @@
+"""The group ``dataset``: what wrong values are answered, word for word; how many images remain to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from resnet_train.config.run import Config
+
+# Overrides, and the whole message.
+MESSAGES: list[tuple[str, str]] = [
+    (
+        "dataset.name=cifar100",
+        "dataset.name: expected 'cifar10', which names the option itself, got 'cifar100'; "
+        "to change the option write dataset=cifar100",
+    ),
+    ("dataset.val_size=-1", "dataset.val_size: expected a number >= 0, got -1"),
+    ("dataset.val_size=50000", "dataset.val_size: expected fewer than the 50000 training images, got 50000"),
+    ("dataset.train_size=0", "dataset.train_size: expected a number >= 1, got 0"),
+    (
+        "dataset.train_size=45001 dataset.val_size=5000",
+        "dataset.train_size: expected at most 45000 (50000 images less val_size=5000), got 45001; "
+        "try dataset.train_size=45000",
+    ),
+    ("dataset.mean=[0.5]", "dataset.mean: expected three numbers, one a channel, got 1"),
+    ("dataset.mean=[0,0,nan]", "dataset.mean[2]: expected a number that is finite, got nan"),
+    ("dataset.std=[1,1,1,1]", "dataset.std: expected three numbers, one a channel, got 4"),
+    ("dataset.std=[1,0,1]", "dataset.std[1]: expected a number > 0, got 0.0"),
+    (
+        "dataset.augment.crop_mode=zero",
+        "dataset.augment.crop_mode: expected one of zeros, reflect, got 'zero'; "
+        "did you mean dataset.augment.crop_mode=zeros?",
+    ),
+    ("dataset.augment.cutout=-1", "dataset.augment.cutout: expected a number >= 0, got -1"),
+    ("dataset.augment.mixup=-0.5", "dataset.augment.mixup: expected a number >= 0, got -0.5"),
+    ("dataset.augment.cutmix=inf", "dataset.augment.cutmix: expected a number >= 0, got inf"),
+    ("dataset.augment.crop_padding=-1", "dataset.augment.crop_padding: expected a number >= 0 and < 32, got -1"),
+    ("dataset.augment.crop_padding=32", "dataset.augment.crop_padding: expected a number >= 0 and < 32, got 32"),
+    (
+        "dataset=synthetic dataset.image_size=4",
+        "dataset.augment.crop_padding: expected a number >= 0 and < 4, got 4",
+    ),
+    ("dataset=synthetic dataset.image_size=3", "dataset.image_size: expected a number >= 4 and <= 4096, got 3"),
+    ("dataset=synthetic dataset.num_classes=1", "dataset.num_classes: expected a number >= 2, got 1"),
+    ("dataset=synthetic dataset.num_train=0", "dataset.num_train: expected a number >= 1, got 0"),
+    ("dataset=synthetic dataset.num_test=0", "dataset.num_test: expected a number >= 1, got 0"),
+    (
+        "dataset=imagefolder",
+        "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
+        "add dataset.root=FOLDER",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), MESSAGES, ids=[overrides for overrides, _ in MESSAGES])
+def test_wrong_values_are_answered(overrides: str, message: str, refusal: Callable[[str], str]) -> None:
+    assert refusal(overrides) == message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "dataset.val_size=49999 batch_size=1 dataset.train_size=1",
+        "dataset.augment.crop_padding=31 dataset.augment.cutout=100 dataset.mean=[-1,0,2]",
+        "dataset=synthetic dataset.image_size=64 dataset.augment.crop_padding=63",
+        "dataset=imagefolder dataset.root=photos batch_size=1000000 schedule.warmup=1000",  # as many as lie there
+    ],
+)
+def test_values_at_the_edge_are_accepted(overrides: str, checked: Callable[[str], Config]) -> None:
+    checked(overrides)
