@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -220,3 +222,11 @@ def test_the_folder_of_a_checkout() -> None:
 def test_jobs_are_told_apart_by_their_overrides() -> None:
     assert len(job_id("seed=0")) == 8
     assert job_id("seed=0") == job_id("seed=0") != job_id("seed=1")
+
+
+def test_only_this_module_imports_hydra_and_none_torch() -> None:
+    modules = "run, model, dataset, optim, schedule, durations, checks"
+    command = f"import sys; from resnet_train.config import {modules}; print({{'torch', 'hydra'}} & set(sys.modules))"
+    command += "; import resnet_train.config.store; print({'torch', 'hydra'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", command], check=True, cwd=CONF.parent, capture_output=True, text=True)
+    assert out.stdout.split("\n")[:2] == ["set()", "{'hydra'}"]

@@ -1,0 +1,67 @@
+"""Images of any kind as RGB squares of one size. Pillow is imported at the first image, torch never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_train.data.files import one_line
+from resnet_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
+    """Read an image as ``(image_size, image_size, 3)``: upright, the largest square of its centre, scaled.
+
+    Bicubic, averaging over all pixels where it shrinks. Of an animation the first frame counts. Raises `ConfigError`
+    for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179 million pixels).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            # The square is cut out before it is scaled: the same pixels, and a strip of 1 x 10,000 stays small.
+            square = ImageOps.fit(to_rgb(upright), (image_size, image_size), Image.Resampling.BICUBIC)
+    except Exception as error:  # decoders of corrupt files raise nearly anything, from SyntaxError to struct.error
+        raise ConfigError(
+            f"{path}: expected an image, got {unreadable(path, error)}; repair it or remove it"
+        ) from error
+    return np.asarray(square, dtype=np.uint8)
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why an image could not be read."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if path.stat().st_size == 0:
+        return "an empty file"
+    return "something else" if isinstance(error, UnidentifiedImageError) else one_line(error)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert from any mode that has a known range of values.
+
+    What is transparent is laid on black: the colours beneath are arbitrary. 16-bit greys are scaled; Pillow's own
+    conversion would clip them at 255. Raises ``ValueError`` for integers beyond 16 bits and for floating point.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # I;16, I;16B, ...; I in a PGM of 16 bits
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("integers beyond 16 bits, whose range is not known")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257; rounded
+    if image.mode == "F":
+        raise ValueError("floating point values, whose range is not known")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return image.convert("RGB")
