@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """What was asked for cannot be done: exit code 2. Says what was expected, what was given, and what mends it."""
+    """What was asked for cannot be done: exit code 2. Says what was expected, what was given, and what fixes it."""
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(message)

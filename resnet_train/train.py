@@ -1,7 +1,9 @@
 """The entry point: ``resnet-train [overrides]`` from a shell, `run` from Python.
 
-Words of the shell become a typed `Config` (cli.py), the config becomes a run (loop.py). torch is imported in between,
-so that help, completion and every configuration error answer at once.
+A run, from top to bottom: its directory is found or made and locked; everything is built from the configuration
+(`training.setup`); the run begins, or continues where it stopped (`training.session`, `runs.resume`); then the loop
+(`training.loop`) and the summary. torch is imported after the lock, so that whatever is wrong with a request is said
+within a second.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from resnet_train import rundir, summary
 from resnet_train.config.run import Config
-from resnet_train.resume import Invocation, check_same_run
-from resnet_train.summary import Summary
+from resnet_train.runs.directory import Invocation, create, lock, log_file
+from resnet_train.runs.resume import finished_already
+from resnet_train.runs.summary import Summary
 
 
 def run(
@@ -24,15 +26,17 @@ def run(
     directory: Path | None = None,
     invocation: Invocation | None = None,
     command: str | None = None,
+    owns_process: bool = False,
 ) -> Summary:
-    """Train what ``config`` describes and return what came of it.
+    """Train what ``config`` describes and return its summary.
 
     Args:
-        config: checked when it was made; see `resnet_train.config`.
-        directory: of the run; one that holds the same run already is taken up where it stopped. By default a new one
+        config: checked when it was made, e.g. by `resnet_train.load_config`.
+        directory: of the run; one that holds the same run already is continued where it stopped. By default a new one
             under ``outputs/``, or ``config.resume``.
-        invocation: the words to compose ``config`` again, kept for ``resume=``.
+        invocation: the overrides that made ``config``, for the tables of sweeps.
         command: what was typed, for the summary.
+        owns_process: whether process-wide switches may be set: the command line's process is its own.
 
     Raises:
         ConfigError: ``config`` does not fit the data, the machine, or the run that ``directory`` holds.
@@ -43,35 +47,33 @@ def run(
         directory = Path(config.resume)
     if directory is None:
         now = datetime.now()
-        directory = rundir.create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
+        directory = create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
     directory = directory.absolute()
     finished = finished_already(config, directory)
     if finished:
         return finished
-    with rundir.lock(directory), rundir.log_file(directory):
+    with lock(directory), log_file(directory):
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        from resnet_train.loop import train
+        from resnet_train.training.loop import train
 
-        return train(config, directory, invocation=invocation, command=command or shlex.join(sys.argv))
-
-
-def finished_already(config: Config, directory: Path) -> Summary | None:
-    """The summary of a run that has nothing left to do; raises `ConfigError` where ``directory`` holds another run."""
-    saved = rundir.read_config(directory)
-    if saved is None:
-        return None
-    lengthened = any(change.key in ("epochs", "steps") for change in check_same_run(saved, config, directory))
-    found = summary.read(directory)
-    return found if found is not None and found.status == "finished" and not lengthened else None
+        return train(
+            config,
+            directory,
+            invocation=invocation,
+            command=command or shlex.join(sys.argv),
+            owns_process=owns_process,
+        )
 
 
 def main() -> None:
     """``resnet-train``, ``python -m resnet_train.train``."""
-    from resnet_train import cli
+    from resnet_train.cli.main import main as command_line
 
-    sys.exit(cli.main(sys.argv[1:]))
+    sys.exit(command_line(sys.argv[1:], run))
 
 
 if __name__ == "__main__":
-    main()
+    from resnet_train.train import main as importable  # launchers pickle `run` by the name of its module
+
+    importable()

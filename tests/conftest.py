@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resnet_train import cli, native
+from resnet_train.cli.compose import load_config
+from resnet_train.cli.overrides import merge_overrides
 from resnet_train.config.run import Config
-from resnet_train.config.store import register_schema
+from resnet_train.kernels import native
 
 # One thread, here and in the processes that tests start: the networks are small, and threads that wait for each other
 # on a busy machine are many times slower. Read when torch is imported, after this file.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A run of seconds: a network of 0.02M parameters on made-up images, exact on every machine.
+ROOT = Path(__file__).resolve().parents[1]
+# A run of seconds: a network of 0.005M parameters on synthetic images, exact on every machine.
 TINY = (
     "dataset=synthetic",
     "dataset.num_train=200",
@@ -30,6 +37,12 @@ TINY = (
     "device=cpu",
     "log_every=5",
 )
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the checkout."""
+    return ROOT
 
 
 @pytest.fixture(scope="session")
@@ -56,24 +69,67 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def compose() -> Callable[..., Config]:
-    """Compose a configuration from overrides, as the command line does."""
-
-    def composed(*overrides: str) -> Config:
-        register_schema()
-        config, _ = cli.compose_config(cli.parse(list(overrides)), list(overrides))
-        return config
-
-    return composed
-
-
-@pytest.fixture(scope="session")
 def tiny_overrides() -> tuple[str, ...]:
-    """What makes a run one of seconds, for a command line."""
+    """Overrides of a run that takes seconds."""
     return TINY
 
 
 @pytest.fixture(scope="session")
-def tiny(compose: Callable[..., Config]) -> Callable[..., Config]:
+def compose() -> Callable[..., Config]:
+    """Compose a configuration from overrides, as the command line does."""
+    return lambda *overrides: load_config(overrides)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Config]:
     """A configuration that trains in seconds; later overrides win."""
-    return lambda *overrides: compose(*cli.merge_overrides(TINY, overrides))
+    return lambda *overrides: load_config(merge_overrides(TINY, overrides))
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the project's programs in a folder, as processes."""
+
+    folder: Path
+
+    def call(
+        self, *arguments: str, program: tuple[str, ...] | str = "resnet-train", cwd: Path | None = None, **env: str
+    ) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a program that ends."""
+        done = subprocess.run(
+            (*self.program(program), *arguments),
+            cwd=cwd or self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def start(self, *arguments: str, cwd: Path | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start ``resnet-train``; its output is piped unless ``options`` say otherwise."""
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = (*self.program("resnet-train"), *arguments)
+        return subprocess.Popen(command, cwd=cwd or self.folder, text=True, **(pipes | options))
+
+    def program(self, program: tuple[str, ...] | str) -> tuple[str, ...]:
+        """A console script of the environment that runs the tests, or a command as it is."""
+        return (str(Path(sys.executable).with_name(program)),) if isinstance(program, str) else program
+
+    def wait_for(self, path: str, process: subprocess.Popen[str]) -> None:
+        """Wait until ``path`` is there; fails where ``process`` ends before."""
+        deadline = time.monotonic() + 120
+        while not (self.folder / path).exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"{path} is not there after two minutes"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """The project's programs, called in ``tmp_path``."""
+    return Shell(tmp_path)

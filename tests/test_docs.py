@@ -1,4 +1,4 @@
-"""The documents say what the code does: keys, defaults, recipes, modules, links and commands are compared with it."""
+"""The documents say what the code does: keys, defaults, recipes, rooms, links, commands, snippets, names of tests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
-from resnet_train import cli
+from resnet_train import run
+from resnet_train.cli.compose import compose as compose_request
+from resnet_train.cli.compose import started
+from resnet_train.cli.explain import known_keys
+from resnet_train.cli.overrides import parse
+from resnet_train.cli.sweep import expand, take_sweep_options
 from resnet_train.config.run import Config
-from resnet_train.config.store import options_of, register_schema
-from resnet_train.explain import known_keys
-from resnet_train.resume import CHANGEABLE
+from resnet_train.config.store import options_of
+from resnet_train.runs.resume import CHANGEABLE
 
 ROOT = Path(__file__).parents[1]
+PACKAGE, TESTS = ROOT / "resnet_train", ROOT / "tests"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 GROUPS = ("model", "dataset", "optim", "schedule", "experiment")
 # One option for each set of values that the files of a group can hold.
@@ -33,6 +38,13 @@ OPTIONS = {
 
 def text_of(document: str) -> str:
     return (ROOT / document).read_text()
+
+
+def section(document: str, heading: str) -> str:
+    """The text below ``## heading``, up to the next heading of that level."""
+    _, found, rest = text_of(document).partition(f"\n## {heading}\n")
+    assert found, f"{document} has no section {heading!r}"
+    return rest.partition("\n## ")[0]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -67,7 +79,7 @@ def test_every_key_is_documented_and_every_documented_key_exists() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    table = {row[0].strip("`"): row for row in rows(text_of("docs/configuration.md")) if len(row) == 3}
+    table = {row[0].strip("`"): row for row in rows(section("docs/configuration.md", "Groups"))}
     for group in ("model", "dataset", "optim", "schedule"):
         assert set(literals(table[group][1])) == set(options_of(group))
 
@@ -78,7 +90,7 @@ def test_documented_defaults(group: str, compose: Callable[..., Config], monkeyp
     table = {key: literals(row[4]) for key, row in key_rows().items()}
     seen: dict[str, list[Any]] = {}
     for option in OPTIONS[group]:
-        config = compose(option, *(["dataset.root=pictures"] if option == "dataset=imagefolder" else []))
+        config = compose(option, *(["dataset.root=images"] if option == "dataset=imagefolder" else []))
         for key, documented in table.items():
             parent, _, _ = key.partition(".")
             if (parent if parent in GROUPS else "") != group or key in ("name", "model.name") or not documented:
@@ -95,8 +107,8 @@ def test_documented_defaults(group: str, compose: Callable[..., Config], monkeyp
         assert all(literal in values for literal in table[key]), f"{key}: no option has one of {table[key]}"
 
 
-def test_what_may_change_when_a_run_goes_on() -> None:
-    listed = text_of("docs/runs.md").partition("## Going on")[2].partition("Each such change")[0]
+def test_what_may_change_when_a_run_is_resumed() -> None:
+    listed = section("docs/runs.md", "Resume").partition("Each such change")[0]
     named = {key for row in rows(listed) for key in literals(row[0])}
     assert named | {"resume"} == CHANGEABLE
 
@@ -104,18 +116,15 @@ def test_what_may_change_when_a_run_goes_on() -> None:
 # --------------------------------------------------------------------------------------------------------------- README
 
 
-def test_the_layout_names_every_module() -> None:
-    listed = [row[0].strip("`") for row in rows(text_of("README.md").partition("## Source")[2])]
-    listed = [name for name in listed if name.endswith(".py")]
-    modules = {path.name for path in (ROOT / "resnet_train").glob("*.py")} - {"__init__.py"}
-    assert len(listed) == len(set(listed))
-    assert set(listed) == modules
+def test_the_layout_names_every_room() -> None:
+    listed = [row[0].strip("`") for row in rows(section("README.md", "Source"))[1:]]
+    rooms = [f"{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    assert sorted(listed) == sorted(["train.py", *rooms])
 
 
 def test_every_recipe_is_listed() -> None:
-    listed = rows(text_of("README.md").partition("## Recipes")[2].partition("\n## ")[0])[1:]
-    assert [row[0].strip("`") for row in listed if row[0].strip("`") not in options_of("experiment")] == []
-    assert {row[0].strip("`") for row in listed} == set(options_of("experiment"))
+    listed = [row[0].strip("`") for row in rows(section("README.md", "Recipes"))[1:]]
+    assert sorted(listed) == sorted(options_of("experiment"))
 
 
 # ------------------------------------------------------------------------------------------------------------ all files
@@ -140,16 +149,45 @@ def test_relative_links(document: Path) -> None:
             assert anchor in {slug(heading) for heading in re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)}
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/performance.md"])
+def test_named_files_exist(document: str) -> None:
+    """``conf/model/resnet44.yaml`` from the root of the checkout, ``csrc/batch.cpp`` somewhere in the package."""
+    names = re.findall(r"`([\w/.]+\.(?:py|cpp|yaml))`", text_of(document))
+    assert names
+    for name in names:
+        assert (ROOT / name).is_file() or [*PACKAGE.glob(f"**/{name}"), *TESTS.glob(f"**/{name}")], name
+
+
+def test_named_tests_exist() -> None:
+    found: set[str] = set()
+    for path in TESTS.rglob("test_*.py"):
+        relative = path.relative_to(TESTS).as_posix()
+        found |= {path.name, relative, f"tests/{relative}"}
+        found |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = re.findall(r"`((?:[\w/]+/)?test_\w+(?:\.py)?)`|(tests/[\w/]+\.py)", document.read_text())
+        assert {name for pair in named for name in pair if name} <= found, document
+
+
+def lines_of_code(*programs: str) -> list[str]:
+    """Lines of shell code that begin with one of ``programs``, those that are continued in one piece."""
+    return sorted(
+        {
+            line
+            for document in DOCUMENTS
+            for block in blocks(document.read_text(), "bash")
+            for line in re.sub(r"\\\n *", "", block).splitlines()
+            if line.startswith(programs)
+        }
+    )
+
+
 def commands() -> list[str]:
-    """Lines of code blocks that begin with resnet-train and can be composed without a run of the reader's own."""
-    found = {
-        line.replace("scripts/train", "resnet-train", 1)
-        for document in DOCUMENTS
-        for block in blocks(document.read_text(), "bash")
-        for line in block.splitlines()
-        if line.startswith(("resnet-train", "scripts/train"))
-    }
-    return sorted(line for line in found if "resume=" not in line and not re.search(r"<\w", line))
+    """Those that can be composed without a run, images or plugins of the reader's own."""
+    lines = [
+        line.replace("scripts/train", "resnet-train", 1) for line in lines_of_code("resnet-train", "scripts/train")
+    ]
+    return [line for line in lines if not re.search(r"resume=|hydra/|<\w", line)]
 
 
 @pytest.fixture(scope="module")
@@ -170,17 +208,47 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_compose(command: str, readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(readers_folder)
     monkeypatch.setenv("HOME", "/home/reader")
-    _, *words = shlex.split(os.path.expandvars(command), comments=True)
-    register_schema()
-    request = cli.parse(words)
+    _, *arguments = shlex.split(os.path.expandvars(command), comments=True)
+    request = parse(arguments)
     if request.help:
         return
+    jobs = [list(request.overrides)]
     if request.multirun:
-        cli.take_sweep_words(request)
-    combinations = cli.expand(request.overrides) if request.multirun else [request.overrides]
-    for combination in {tuple(combinations[0]), tuple(combinations[-1])}:
-        cli.compose_config(request, combination)
+        _, request = take_sweep_options(request)
+        with started(request):
+            jobs = list(expand(request.overrides))
+    for job in (jobs[0], jobs[-1])[: len(jobs)]:
+        compose_request(request, job)
 
 
 def test_the_documents_hold_commands() -> None:
     assert len(commands()) > 20
+
+
+def test_flags_of_the_other_commands_exist() -> None:
+    known = set(re.findall(r'"(--[\w-]+)"', "".join(path.read_text() for path in PACKAGE.glob("commands/**/*.py"))))
+    lines = [*lines_of_code("resnet-bench", "resnet-verify"), (ROOT / "scripts/torture").read_text()]
+    flags = {flag for line in lines for flag in re.findall(r"(?<=\s)--[\w-]+", line)}
+    assert {"--variant", "--kills"} <= flags <= known
+
+
+# ------------------------------------------------------------------------------------------------------------- snippets
+
+
+def snippets() -> list[Any]:
+    """The Python code of the documents, with the place where each stands."""
+    return [
+        pytest.param(block, id=f"{document.relative_to(ROOT)}-{number}")
+        for document in DOCUMENTS
+        for number, block in enumerate(blocks(document.read_text(), "python"), 1)
+    ]
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_python_snippets_run(
+    snippet: str, tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in re.findall(r'"(outputs/[\w/-]+?)/checkpoints/', snippet):  # a run of the reader's own
+        run(tiny("epochs=null", "steps=1"), directory=tmp_path / directory)
+    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train import summary
+from resnet_train.runs import summary
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Words that nobody foresaw: each command line either composes to a configuration or is refused in one line.
+"""Arguments that nobody foresaw: each command line either composes to a configuration or is refused in one line.
 
 ``RESNET_TRAIN_EXAMPLES=2000`` sets how many are tried of each kind; by default a few.
 """
@@ -16,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_train import checkpoint, cli
+from resnet_train.cli.explain import known_keys
+from resnet_train.cli.main import main
+from resnet_train.cli.overrides import merge_overrides
 from resnet_train.config.run import Config
 from resnet_train.config.store import options_of, register_schema
-from resnet_train.explain import known_keys
+from resnet_train.runs.checkpoint import CorruptCheckpoint, read_checkpoint
 from resnet_train.train import run
 from tests.conftest import TINY
 
@@ -42,7 +44,7 @@ numbers = st.one_of(
     st.floats(),
     st.sampled_from([0, -1, 1, 2**31, 2**63, 10**400, 1e-320, 1e308, "1e999", "0x10", "1_000", "٣", "½", "-0.0"]),
 ).map(str)
-words_of_yaml = st.sampled_from(
+yaml_values = st.sampled_from(
     [
         "null",
         "true",
@@ -62,7 +64,7 @@ words_of_yaml = st.sampled_from(
         "5 epochs",
     ]
 )
-values = st.one_of(numbers, words_of_yaml, letters, st.sampled_from(OPTIONS))
+values = st.one_of(numbers, yaml_values, letters, st.sampled_from(OPTIONS))
 keys = st.one_of(
     st.sampled_from(KEYS), st.sampled_from(sorted(GROUPS)), letters, st.sampled_from(KEYS).map(lambda k: k[:-1])
 )
@@ -74,11 +76,11 @@ overrides = st.one_of(
 )
 
 
-def refused_in_one_line(words: list[str]) -> str | None:
+def refused_in_one_line(arguments: list[str]) -> str | None:
     """Compose as a run would, without running; the line that refuses it, or None."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = cli.main([*words, "--cfg", "job"])
+        code = main([*arguments, "--cfg", "job"], run)
     if code == 0:
         assert err.getvalue() == ""
         return None
@@ -93,12 +95,12 @@ def refused_in_one_line(words: list[str]) -> str | None:
 
 @some
 @given(st.lists(overrides, min_size=1, max_size=4))
-def test_any_words(tmp_path: Path, words: list[str]) -> None:
+def test_any_arguments(tmp_path: Path, arguments: list[str]) -> None:
     before = sorted(tmp_path.rglob("*"))
     here = os.getcwd()
     os.chdir(tmp_path)
     try:
-        refused_in_one_line(words)
+        refused_in_one_line(arguments)
     finally:
         os.chdir(here)
     assert sorted(tmp_path.rglob("*")) == before
@@ -120,7 +122,7 @@ def test_a_value_that_is_refused_names_its_key(key: str, value: str) -> None:
 def test_contradictions(data: st.DataObject) -> None:
     """Values that are each in their range: together they compose, or the line says which do not fit."""
     draw = data.draw
-    words = [
+    arguments = [
         f"model={draw(st.sampled_from(GROUPS['model']))}",
         f"optim={draw(st.sampled_from(GROUPS['optim']))}",
         f"schedule={draw(st.sampled_from(GROUPS['schedule']))}",
@@ -133,7 +135,7 @@ def test_contradictions(data: st.DataObject) -> None:
         f"precision={draw(st.sampled_from(['auto', 'fp32', 'bf16', 'fp16']))}",
         f"device={draw(st.sampled_from(['auto', 'cpu', 'cuda', 'cuda:3', 'mps']))}",
     ]
-    refused_in_one_line(words)
+    refused_in_one_line(arguments)
 
 
 # -------------------------------------------------------------------------------------------------- damaged directories
@@ -142,7 +144,7 @@ def test_contradictions(data: st.DataObject) -> None:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("whole") / "run"
-    cli.main([*TINY, "epochs=null", "steps=8", "checkpoint.every=4steps", f"hydra.run.dir={directory}"])
+    main([*TINY, "epochs=null", "steps=8", "checkpoint.every=4steps", f"hydra.run.dir={directory}"], run)
     assert (directory / "summary.json").exists()
     return directory
 
@@ -176,8 +178,8 @@ def test_a_damaged_checkpoint_is_never_read(tmp_path: Path, finished_run: Path, 
     whole = path.read_bytes()
     damaged(path, data)
     if path.read_bytes() != whole:
-        with pytest.raises(checkpoint.DamagedCheckpoint):
-            checkpoint.read(path)
+        with pytest.raises(CorruptCheckpoint):
+            read_checkpoint(path)
 
 
 @settings(some, max_examples=max(10, EXAMPLES // 10))
@@ -197,7 +199,7 @@ def test_a_damaged_run_is_resumed_or_refused_in_one_line(
             damaged(path, data)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = cli.main([f"resume={directory}"])
+        code = main([f"resume={directory}"], run)
     if code == 0:
         assert err.getvalue() == ""
     else:
@@ -225,5 +227,5 @@ def test_any_yaml_of_the_users_own(tmp_path: Path, text: str) -> None:
 
 
 def test_the_run_that_is_damaged_above_is_a_whole_one(finished_run: Path, compose: Callable[..., Config]) -> None:
-    config = compose(*cli.merge_overrides(TINY, ["epochs=null", "steps=8", "checkpoint.every=4steps"]))
+    config = compose(*merge_overrides(TINY, ["epochs=null", "steps=8", "checkpoint.every=4steps"]))
     assert run(config, directory=finished_run).status == "finished"

@@ -139,15 +139,17 @@ def _check_machine(config: Config) -> None:
         raise ConfigError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
     checks.choice("precision", config.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
     checks.choice("channels_last", config.channels_last, ("auto", "true", "false"))
-    checks.choice("kernels", config.kernels, ("auto", "plain", "fused"))
+    checks.choice("kernels", config.kernels, ("auto", "plain", "fused", "experimental_amx"))
     checks.choice("compile", config.compile, ("auto", "true", "false"))
     checks.choice("graph", config.graph, ("auto", "true", "false"))
-    if config.kernels == "fused" and config.compile == "true":
+    fused = config.kernels in ("fused", "experimental_amx")
+    if fused and config.compile == "true":
         raise ConfigError(
-            "compile=true needs operations that torch.compile can look into, got kernels=fused; try kernels=auto"
+            f"compile=true needs operations that torch.compile can look into, got kernels={config.kernels}; "
+            f"try kernels=auto"
         )
-    if config.kernels == "fused" and config.channels_last == "false":
-        raise ConfigError("kernels=fused needs channels_last, got channels_last=false; try kernels=auto")
+    if fused and config.channels_last == "false":
+        raise ConfigError(f"kernels={config.kernels} needs channels_last, got channels_last=false; try kernels=auto")
     if config.precision in ("fp16", "tf32") and config.device in ("cpu", "mps"):
         raise ConfigError(
             f"precision={config.precision} needs a CUDA device, got device={config.device}; try precision=bf16 or "

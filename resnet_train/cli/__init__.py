@@ -1,0 +1,1 @@
+"""The command line: arguments, composition with Hydra, single runs, sweeps, and errors in one line; without torch."""

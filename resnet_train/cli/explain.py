@@ -1,0 +1,178 @@
+"""Every way in which a command line can be wrong, in one line: what was expected, what was given, what fixes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from resnet_train.cli.overrides import PROGRAM
+from resnet_train.config.checks import nearest_name
+from resnet_train.config.dataset import AugmentConfig
+from resnet_train.config.run import CheckpointConfig, Config
+from resnet_train.config.store import SCHEMA, options_of
+from resnet_train.errors import ConfigError, RunError
+
+
+def is_config_error(error: Exception) -> bool:
+    """Whether the request, not the run, was at fault."""
+    return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+
+
+def explain(error: Exception) -> str:
+    """One line: what was expected, what was given, what fixes it."""
+    return printable(_explain(error))
+
+
+def printable(text: str) -> str:
+    """With what a terminal would obey or break a line at (line feeds, escapes) written out, as in ``repr``."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _explain(error: Exception) -> str:
+    match error:
+        case ConfigError() | RunError():
+            return one_line(str(error))
+        case MissingConfigException():
+            return _explain_missing(error)
+        case OverrideParseException():
+            return (
+                f"cannot read the override {error.override!r}: expected KEY=VALUE; values that hold any of {{}}[](),:=$"
+                f" or spaces need quotes of their own, as in 'name=\"a b\"'"
+            )
+        case ConfigCompositionException():
+            return _explain_composition(error)
+        case MissingMandatoryValue() | ValidationError() | InterpolationResolutionError():
+            return _explain_value(error)
+        case HydraException() | OmegaConfBaseException():
+            return one_line(str(error))
+        case _:
+            text = f"{type(error).__name__}: {one_line(str(error))}"
+            return f"{text} (this is not foreseen; HYDRA_FULL_ERROR=1 shows where)"
+
+
+def one_line(text: str) -> str:
+    """White space folded, cut to what a person reads."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= 1000 else folded[:1000] + " ..."
+
+
+def unknown_key_message(key: str, composed: DictConfig | None = None) -> str:
+    """Name an unknown key, the nearest known one, and how to see them all."""
+    names = known_keys(composed)
+    parent, _, leaf = key.rpartition(".")
+    siblings = [name for name in names if name.rpartition(".")[0] == parent]
+    nearest = nearest_name(leaf, [name.rpartition(".")[2] for name in siblings])
+    nearest = ".".join(filter(None, (parent, nearest))) if nearest else nearest_name(key, names)
+    hint = f"did you mean {nearest}?" if nearest else f"{PROGRAM} --cfg job shows all keys"
+    return f"{key}: no such key; {hint}"
+
+
+def known_keys(composed: DictConfig | None = None) -> list[str]:
+    """Dotted names of everything that can be set: of a composed config, or of the schema with all its options."""
+
+    def names(schema: type, prefix: str) -> list[str]:
+        found = []
+        for field in fields(schema):
+            found.append(prefix + field.name)
+            node = {"checkpoint": CheckpointConfig, "augment": AugmentConfig}.get(field.name)
+            if node:
+                found += names(node, f"{prefix}{field.name}.")
+        return found
+
+    everything = names(Config, "")
+    for path, schema in SCHEMA.items():
+        group = path.partition("/")[0]
+        if composed is not None and OmegaConf.get_type(composed, group) is not schema:
+            continue
+        everything += names(schema, f"{group}.")
+    return list(dict.fromkeys([*everything, "experiment"]))
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    path = error.missing_cfg_file or ""
+    group, _, name = str(path).rpartition("/")
+    if not group:
+        return f"no config named {path!r}: expected {path}.yaml in conf/ or in the folder given with --config-dir"
+    options = list(error.options or options_of(group))
+    nearest = nearest_name(name, options)
+    hint = f"; did you mean {group}={nearest}?" if nearest else ""
+    return f"{group}: expected one of {', '.join(sorted(options, key=natural))}, got {name!r}{hint}"
+
+
+def natural(name: str) -> tuple[str, int]:
+    """Sort key that puts resnet20 before resnet110."""
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or 0)
+
+
+def _explain_composition(error: ConfigCompositionException) -> str:
+    cause = error.__cause__ or error.__context__  # the latter where a YAML file is at fault
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        key = str(cause.full_key)
+        if key.startswith("hydra."):
+            return f"{key}: no such key of Hydra's; {PROGRAM} --cfg hydra shows all of them"
+        return _other_option_hint(key, cause) or unknown_key_message(key)
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_value(cause)
+    text = one_line(str(error))
+    ambiguous = re.match(r"Ambiguous value for argument '(.*?)=(.*?)'", text)
+    if ambiguous:
+        return f"{ambiguous[1]}: expected one value, got {ambiguous[2]}; to sweep over them put -m in front"
+    return text
+
+
+def _other_option_hint(key: str, cause: OmegaConfBaseException) -> str | None:
+    """``optim.momentum`` with optim=adamw: the key exists, but in another option of the group."""
+    group, _, leaf = key.partition(".")
+    owners = [
+        path.partition("/")[2]
+        for path, schema in SCHEMA.items()
+        if path.startswith(f"{group}/") and leaf in {field.name for field in fields(schema)}
+    ]
+    current = cause.object_type
+    name = getattr(current, "NAME", None)
+    if not owners or not is_dataclass(current):
+        return None
+    if group == "model":
+        family = {"cifar_resnet": "the 6n+2 networks", "resnet": "resnet18 to resnet152 and their plain counterparts"}
+        return f"{key}: only {' and '.join(family[owner] for owner in owners)} have it; remove it or change model"
+    return f"{key}: {group}={name} has no such key, {group}={owners[0]} has; remove it or change {group}"
+
+
+def _explain_value(error: OmegaConfBaseException) -> str:
+    key, message = str(error.full_key or ""), one_line(str(error)).partition(" full_key:")[0]
+    kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a word"}
+    got = message.partition("Value '")[2].partition("'")[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key or message}: expected a value, got none; give it as {key}=VALUE"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{key}: {message}; quote a $ that is meant as such"
+    for kind, words in kinds.items():
+        if f"could not be converted to {kind}" in message or f"is not a valid {kind.lower()[:4]} " in message:
+            return f"{key}: expected {words}, got {got!r}"
+    if "does not support deletion" in message:
+        return f"{key}: every run needs a value here, it cannot be removed; set {key}=VALUE"
+    if "is not Optional" in message:
+        return f"{key}: expected a value, got null"
+    if "Invalid type assigned" in message or "is not a subclass of" in message:
+        got = message.rpartition("value: ")[2]
+        if not key:  # a whole group, given as a value in somebody's YAML
+            return f"expected a group of keys, got {got!r} in its place; name an option, as in optim=sgd"
+        return f"{key}: expected a group of keys, got {got!r}; set {key}.KEY=VALUE"
+    return f"{key}: {message}"

@@ -1,0 +1,47 @@
+"""What Hydra's plugins change about a sweep: which promises hold with them, and which do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from resnet_train.cli.overrides import values_of
+from resnet_train.errors import ConfigError
+
+BASIC = "basic"
+
+
+def launcher_of(hydra: DictConfig) -> str:
+    """The option of hydra/launcher: ``basic`` runs the jobs one after the other, in this process."""
+    return str(hydra.runtime.choices["hydra/launcher"])
+
+
+def sweeper_of(hydra: DictConfig) -> str:
+    """The option of hydra/sweeper: ``basic`` runs every combination."""
+    return str(hydra.runtime.choices["hydra/sweeper"])
+
+
+def plugin_overrides(hydra: DictConfig, overrides: Sequence[str], *, max_failures: int | None) -> list[str]:
+    """Overrides that make the chosen plugins keep this program's promises; raises `ConfigError` where they cannot.
+
+    A sweeper that optimises gets the direction: the objective is an accuracy, and Optuna's plugin minimises unless
+    told otherwise. It is told to outlive failed jobs too.
+    """
+    if max_failures is not None and launcher_of(hydra) != BASIC:
+        raise ConfigError(
+            f"max_failures: hydra/launcher={launcher_of(hydra)} runs all jobs whatever becomes of them; "
+            f"leave max_failures out, or take hydra/launcher={BASIC}"
+        )
+    sweeper, found = hydra.sweeper, []
+    if "direction" in sweeper:
+        direction = [value for value in values_of(overrides, "hydra.sweeper.direction") if value != "maximize"]
+        if direction:
+            raise ConfigError(
+                f"hydra.sweeper.direction: jobs return an accuracy, which is to be maximized, got {direction[0]}; "
+                f"leave it out"
+            )
+        found.append("hydra.sweeper.direction=maximize")
+    if "max_failure_rate" in sweeper and not values_of(overrides, "hydra.sweeper.max_failure_rate"):
+        found.append("hydra.sweeper.max_failure_rate=1.0")
+    return found

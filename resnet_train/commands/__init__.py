@@ -1,0 +1,1 @@
+"""The other programs, one thin module each: ``resnet-bench`` and ``resnet-verify``."""

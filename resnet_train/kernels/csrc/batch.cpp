@@ -1,0 +1,37 @@
+// Crop, flip and normalise a batch of images in one pass: what augment.crop_flip and augment.normalise do, to the bit.
+// kernels/native.py builds it.
+
+#include <cstdint>
+
+#include <omp.h>
+
+// Image i of the batch is images[index[i]], shifted by its offsets minus padding, mirrored where flip[i] is set.
+// images (N, height, width, 3), out (count, height, width, 3); table (3, 256): the normalised value of each byte, by
+// channel. With reflect, what lies outside is mirrored at the border pixel; else it is a black pixel.
+extern "C" void crop_flip_normalise(const uint8_t* images, const int64_t* index, const int64_t* offset_y,
+                                    const int64_t* offset_x, const bool* flip, long count, long height, long width,
+                                    long padding, int reflect, const float* table, float* out) {
+#pragma omp parallel for schedule(static)
+  for (long i = 0; i < count; i++) {
+    const uint8_t* image = images + index[i] * height * width * 3;
+    float* to = out + i * height * width * 3;
+    for (long y = 0; y < height; y++) {
+      long row = y + offset_y[i] - padding;
+      if (reflect) {
+        row = row < 0 ? -row : row;
+        row = row >= height ? 2 * (height - 1) - row : row;
+      }
+      const bool row_inside = row >= 0 && row < height;
+      for (long x = 0; x < width; x++) {
+        long column = (flip[i] ? width - 1 - x : x) + offset_x[i] - padding;
+        if (reflect) {
+          column = column < 0 ? -column : column;
+          column = column >= width ? 2 * (width - 1) - column : column;
+        }
+        const bool inside = row_inside && column >= 0 && column < width;
+        const uint8_t* pixel = image + (row * width + column) * 3;
+        for (int c = 0; c < 3; c++) *to++ = table[c * 256 + (inside ? pixel[c] : 0)];
+      }
+    }
+  }
+}

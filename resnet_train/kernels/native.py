@@ -1,0 +1,157 @@
+"""Compiles C++ files when they are first needed, with the compiler of the machine, and loads them.
+
+The result is kept in ``$XDG_CACHE_HOME/resnet-train`` (``~/.cache/resnet-train``) under a name made of everything that
+it depends on: source and headers, compiler, options, processor, PyTorch. Whoever asks gets `Unavailable`, with the
+reason, on a machine where this cannot be done; nothing depends on it but speed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+COMPILE_TIMEOUT_SECONDS = 120
+PACKAGE = "resnet_train.kernels"
+OPTIONS = ("-shared", "-fPIC")
+FAST = ("-std=c++17", "-O3", "-march=native", "-fopenmp")
+
+
+class Unavailable(Exception):
+    """The code could not be compiled or loaded here; the text says why, in a few words."""
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """Path and version line of the C++ compiler: ``$CXX``, else c++, g++ or clang++ of the PATH."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        path = shutil.which(name)
+        if path is not None:
+            try:
+                answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+            except (OSError, subprocess.SubprocessError):
+                continue
+            return path, answer.stdout.partition("\n")[0]
+    raise Unavailable("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
+
+
+@cache
+def load_norm_act() -> ctypes.CDLL:
+    """Batch norm, addition and ReLU in one: ``csrc/norm_act.cpp``. Raises `Unavailable`."""
+    library = load("norm_act.cpp", FAST)
+    pointer, number, count = ctypes.c_void_p, ctypes.c_float, ctypes.c_long
+    for dtype in ("float32", "bfloat16"):
+        for name, arguments in (
+            ("forward", [*[pointer] * 7, number, number, count, count, pointer]),
+            ("inference", [*[pointer] * 5, count, count]),
+            ("backward", [*[pointer] * 8, count, count]),
+        ):
+            function = getattr(library, f"norm_act_{name}_{dtype}")
+            function.argtypes, function.restype = arguments, None
+    return library
+
+
+@cache
+def load_batch() -> ctypes.CDLL:
+    """Crop, flip and normalise in one: ``csrc/batch.cpp``. Raises `Unavailable`."""
+    library = load("batch.cpp", FAST)
+    pointer, count = ctypes.c_void_p, ctypes.c_long
+    function = library.crop_flip_normalise
+    function.argtypes, function.restype = [*[pointer] * 5, *[count] * 4, ctypes.c_int, pointer, pointer], None
+    return library
+
+
+@cache
+def load_winograd() -> ctypes.CDLL:
+    """3x3 convolutions with their gradients, by Winograd's algorithm: ``csrc/winograd.cpp``. Raises `Unavailable`."""
+    library = load("winograd.cpp", FAST)
+    for dtype in ("float32", "bfloat16"):
+        convolve = getattr(library, f"winograd_convolve_{dtype}")
+        convolve.argtypes, convolve.restype = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5, ctypes.c_int], None
+        gradient = getattr(library, f"winograd_weight_gradient_{dtype}")
+        gradient.argtypes, gradient.restype = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5], None
+    return library
+
+
+def load(source: str, options: Sequence[str], *, package: str = PACKAGE, depends_on: str = "") -> ctypes.CDLL:
+    """Compile ``csrc/source`` of ``package``, unless that was done before, and load it. Raises `Unavailable`.
+
+    ``options`` go to the compiler; the headers of this package's ``csrc/`` are found by ``#include "..."``.
+    ``depends_on``: what else tells one result from another.
+    """
+    path, version = compiler()
+    files = _headers() | {source: resources.files(package).joinpath("csrc", source).read_bytes()}
+    command = [path, *OPTIONS, *options]
+    key = hashlib.sha256()
+    names_and_texts = (part for name, text in files.items() for part in (name.encode(), text))
+    for part in (*names_and_texts, *map(str.encode, [*command, version, _processor(), depends_on])):
+        key.update(hashlib.sha256(part).digest())
+    target = _folder() / f"{Path(source).stem}-{key.hexdigest()[:24]}.so"
+    if target.exists():
+        with contextlib.suppress(OSError):  # corrupt: then it is made again
+            return ctypes.CDLL(str(target))
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch, "built.so")
+        for name, text in files.items():
+            Path(scratch, name).write_bytes(text)
+        try:
+            done = subprocess.run(
+                [path, *OPTIONS, "-o", str(built), str(Path(scratch, source)), *options],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Unavailable(f"{path} could not be run: {error}") from error
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
+        os.replace(built, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise Unavailable(f"{target.name} could not be loaded: {error}") from error
+
+
+def _headers() -> dict[str, bytes]:
+    files = sorted(resources.files(PACKAGE).joinpath("csrc").iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_bytes() for file in files if file.name.endswith(".h")}
+
+
+@cache
+def _folder() -> Path:
+    """Where compiled files are kept; a folder of this process alone where that place cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-train")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        pass
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="resnet-train-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise Unavailable(f"no folder to compile in: {error}") from error
+    atexit.register(temporary.cleanup)
+    return Path(temporary.name)
+
+
+def _processor() -> str:
+    """What tells processors apart whose instructions differ: code made for one may not run on another."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next(line for line in file if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = ""
+    return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"

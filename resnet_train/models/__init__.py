@@ -1,0 +1,1 @@
+"""The networks: what they compute, how large they are, and how a configuration becomes one."""

@@ -1,0 +1,1 @@
+"""What lies in a run directory, and what happens when a run is resumed from it."""

@@ -1,0 +1,210 @@
+"""The run directory: made once, shared by no two runs, with its configuration and a log of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from resnet_train.config.run import Config
+from resnet_train.errors import ConfigError
+from resnet_train.runs.atomic import write_atomically
+
+LOG = "train.log"
+LOCK = ".lock"
+CONFIG = "config.yaml"
+INVOCATION = "invocation.json"
+
+_package_logger = logging.getLogger("resnet_train")
+
+
+def create(wanted: Path) -> Path:
+    """Make ``wanted``, or, if it exists, the first of ``wanted-2``, ``wanted-3``, ... that does not; absolute.
+
+    Two runs that start in the same second get two directories: making a directory succeeds for one of them only.
+    Raises `ConfigError` where it cannot be made.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            try:
+                path.mkdir()
+                return path.absolute()
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the run directory {wanted}: {error.strerror or error}; choose another with "
+            f"hydra.run.dir=FOLDER, or make it writable"
+        ) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "
+        f"hydra.run.dir=FOLDER, or make it writable"
+    )
+
+
+class _File(logging.FileHandler):
+    """A log that cannot be written is not fatal: it is said once on stderr."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where a record could not be written."""
+        if isinstance(sys.exc_info()[1], OSError):
+            if not self.told:
+                print(f"cannot write {self.baseFilename}: {sys.exc_info()[1]}; the run continues", file=sys.stderr)
+            self.told = True
+        else:
+            super().handleError(record)
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep every other process out of ``directory``; raises `ConfigError` that names the one which is in it.
+
+    The operating system gives the lock back when a process ends, however it ends.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / LOCK, "ab+", buffering=0)  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"the run directory {directory} is in use by {file.read().decode().strip() or 'another process'}; wait "
+                f"for it, stop it, or choose another directory with hydra.run.dir=FOLDER"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        with suppress(OSError):  # a full disk: the lock holds without a name in it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+
+
+@contextmanager
+def log_file(directory: Path) -> Iterator[None]:
+    """Write the package's log, with times, to ``train.log`` too; an exception leaves its traceback there.
+
+    Within another one for the same directory it does nothing, so that each line is written once.
+    """
+    path = os.path.abspath(directory / LOG)
+    if any(getattr(handler, "baseFilename", None) == path for handler in _package_logger.handlers):
+        yield
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handler = _File(path, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = _package_logger.level
+    _package_logger.addHandler(handler)
+    _package_logger.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception as error:
+        record = _package_logger.makeRecord(
+            _package_logger.name, logging.ERROR, __file__, 0, f"failed: {error}\n{traceback.format_exc()}", (), None
+        )
+        handler.handle(record)  # to the file only: the console gets one line, from whoever catches this
+        raise
+    finally:
+        _package_logger.removeHandler(handler)
+        _package_logger.setLevel(level)
+        with suppress(OSError):  # what it could not write was told
+            handler.close()
+
+
+def write_config(config: Config, directory: Path) -> None:
+    """Write the resolved configuration as ``config.yaml``, atomically: all that is needed to resume the run.
+
+    Without what concerns one session alone: a change is forced once, not whenever the run is resumed.
+    """
+    plain = asdict(config) | {"resume": None, "resume_force": False}
+    write_atomically(directory / CONFIG, OmegaConf.to_yaml(plain))
+
+
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """The configuration of the run in ``directory``, plain; None where none was started there.
+
+    Raises `ConfigError` where ``config.yaml`` is not what `write_config` wrote.
+    """
+    path = directory / CONFIG
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())[:200]}; restore it") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is corrupt: expected the keys of a configuration, got {type(plain).__name__}")
+    return plain
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The overrides that started a run, for the table of a sweep; nothing else needs them."""
+
+    flags: list[str]  # --config-dir and the like
+    overrides: list[str]
+
+    def write(self, directory: Path) -> None:
+        """Write ``invocation.json`` atomically."""
+        write_atomically(directory / INVOCATION, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_invocation(directory: Path) -> Invocation:
+    """The overrides that started the run in ``directory``; empty where none were kept.
+
+    Raises `ConfigError` where ``invocation.json`` is not what `Invocation.write` wrote.
+    """
+    path = directory / INVOCATION
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        invocation = Invocation(**plain)
+        lists = (invocation.flags, invocation.overrides)
+        if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+            raise ValueError("expected lists of overrides")
+    except FileNotFoundError:
+        return Invocation([], [])
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is corrupt: {str(error).splitlines()[0]}; nothing but tables needs it") from None
+    return invocation
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a run was once started in ``directory``."""
+    return any((directory / name).is_file() for name in (CONFIG, INVOCATION))
+
+
+def check_writable(directory: Path) -> None:
+    """Raise `ConfigError` where ``directory`` cannot be made or written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(directory, error) from error

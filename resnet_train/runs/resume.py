@@ -1,0 +1,240 @@
+"""What happens at resume, in this order. Needs no torch until a checkpoint is read.
+
+1. The directory is found: the one that ``resume=`` names, or the newest unfinished one for ``resume=latest``
+   (`find_directory`).
+2. The resolved configuration saved there is read as data (`directory.read_config`); the command line lays its overrides
+   over it. Interpolations were resolved when the run began and are not resolved again.
+3. The result is compared with what was saved. Each key that differs is named, and refused unless it is in `CHANGEABLE`
+   or ``resume_force=true`` lets it through (`check_same_run`).
+4. A run that finished, and is not made longer, is over: its summary is the answer (`finished_already`).
+5. The newest checkpoint that is whole is taken; corrupt ones are named in the log and passed over
+   (`Checkpoints.newest`). Where there is none at all, the run begins.
+6. The configuration inside the checkpoint is compared as in 3; the precision of this machine has to be the saved one,
+   its kernels may differ, which is said (`choose_checkpoint`).
+7. What was forced is written down, with the step, beside what earlier sessions forced (`Resumed.forced`).
+
+What follows is training's: `training.restore` loads the checkpoint, `training.report` announces the notices. Nothing in
+the directory is changed before all of this has succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_train.config.run import Config
+from resnet_train.errors import ConfigError
+from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, read_config
+from resnet_train.runs.summary import Summary, read_summary
+
+if TYPE_CHECKING:
+    from resnet_train.runs.checkpoint import Checkpoints
+
+# Changes of these keys leave the run the same run. epochs and steps change its length, and with it the schedule.
+CHANGEABLE = frozenset(
+    {
+        "channels_last",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "compile",
+        "dataset.cache",
+        "dataset.download",
+        "dataset.mirrors",
+        "dataset.root",
+        "deterministic",
+        "device",
+        "epochs",
+        "eval_every",
+        "graph",
+        "kernels",
+        "log_every",
+        "name",
+        "profile",
+        "precision",  # auto may become fp32; what it means on this machine may not change: step 6
+        "resume",
+        "resume_force",
+        "steps",
+    }
+)
+
+
+# ----------------------------------------------------------------------------------------------------- 1: the directory
+
+
+def find_directory(name: str, outputs: Path = Path("outputs")) -> Path:
+    """The run directory that ``resume=NAME`` means; raises `ConfigError` where it holds nothing to continue."""
+    if not name:
+        raise ConfigError("resume: expected a run directory or latest, got nothing; resume=null starts a new run")
+    directory = latest(outputs) if name == "latest" else Path(name)
+    if not directory.is_dir():
+        raise ConfigError(f"resume: expected a run directory, got {str(directory)!r}, which does not exist")
+    if not is_run(directory):
+        raise ConfigError(
+            f"resume: expected a run directory, got {str(directory)!r}, which holds no {CONFIG}; "
+            f"run directories look like outputs/2026-01-31/12-00-00-resnet20"
+        )
+    if not any(directory.glob("checkpoints/*.pt")):
+        raise ConfigError(
+            f"resume: expected a checkpoint in {directory}/checkpoints, found none; restore one from a backup, or "
+            f"begin again in the same place with hydra.run.dir={directory}"
+        )
+    return directory
+
+
+def latest(outputs: Path) -> Path:
+    """The newest run under ``outputs`` that has not finished; raises `ConfigError` where there is none.
+
+    Newest by the last change of its checkpoints, or of the run's beginning.
+    """
+    unfinished = []
+    for directory in {path.parent for name in (CONFIG, INVOCATION) for path in outputs.glob(f"**/{name}")}:
+        found = read_summary(directory)
+        if found is None or found.status != "finished":
+            files = [directory / CONFIG, directory / INVOCATION, *directory.glob("checkpoints/step-*.pt")]
+            unfinished.append((max(file.stat().st_mtime for file in files if file.exists()), directory))
+    if not unfinished:
+        raise ConfigError(f"resume=latest: expected an unfinished run under {str(outputs)!r}, found none")
+    return max(unfinished)[1]
+
+
+# ------------------------------------------------------------------------------------------ 3: is it still the same run
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key whose value differs from that of the saved run."""
+
+    key: str
+    saved: Any
+    requested: Any
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the run remains the same run with it."""
+        return self.key in CHANGEABLE
+
+    def __str__(self) -> str:
+        return f"{self.key}: saved {_shown(self.saved)}, requested {_shown(self.requested)}"
+
+
+def changes(saved: dict[str, Any], config: Config) -> list[Change]:
+    """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key."""
+    before, after = flatten(saved), flatten(asdict(config))
+    return [
+        Change(key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if key not in ("resume", "resume_force") and (before.get(key), key in before) != (after.get(key), key in after)
+    ]
+
+
+def check_same_run(saved: dict[str, Any], config: Config, directory: Path) -> list[Change]:
+    """Return the changes; raises `ConfigError` that names every one which would make it another run.
+
+    With ``resume_force=true`` these are returned too.
+    """
+    found = changes(saved, config)
+    refused = [change for change in found if not change.allowed]
+    if refused and not config.resume_force:
+        raise ConfigError(
+            f"resume: this would be another run than the one in {directory}: "
+            f"{'; '.join(map(str, refused))}. Leave it as it was, or start a new run",
+            details=changes_table(found),
+        )
+    return found
+
+
+def changes_table(found: list[Change]) -> str:
+    """Changes as a person reads them: key, saved, requested, allowed or not."""
+    rows = [("key", "saved", "requested", "allowed")]
+    rows += [
+        (change.key, _shown(change.saved), _shown(change.requested), "yes" if change.allowed else "no")
+        for change in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optim": {"lr": 0.1}}`` to ``{"optim.lr": 0.1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# -------------------------------------------------------------------------------------------------- 4: is anything left
+
+
+def finished_already(config: Config, directory: Path) -> Summary | None:
+    """The summary of a run that has nothing left to do; raises `ConfigError` where ``directory`` holds another run."""
+    saved = read_config(directory)
+    if saved is None:
+        return None
+    lengthened = any(change.key in ("epochs", "steps") for change in check_same_run(saved, config, directory))
+    found = read_summary(directory)
+    return found if found is not None and found.status == "finished" and not lengthened else None
+
+
+# --------------------------------------------------------------------------------------------- 5 to 7: what to continue
+
+
+Notice = tuple[int, str]  # logging level and text
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run continues from, judged and accepted."""
+
+    path: Path
+    content: dict[str, Any]
+    forced: list[str]  # changes that resume_force let through, in this session and the ones before
+    notices: list[Notice]  # what to announce
+
+
+def choose_checkpoint(
+    config: Config, directory: Path, checkpoints: Checkpoints, *, precision: str, kernels: str
+) -> Resumed | None:
+    """The newest whole checkpoint of the run in ``directory``; None where there is none and the run begins.
+
+    Raises `ConfigError` where every checkpoint is corrupt, or where continuing would make it another run. ``precision``
+    and ``kernels`` are those of this machine.
+    """
+    found = checkpoints.newest()
+    if found is None:
+        return None
+    path, content = found
+    forced: list[str] = list(content.get("forced", []))
+    notices: list[Notice] = []
+
+    def force(change: str) -> None:
+        notices.append((logging.WARNING, f"another run from here on, by resume_force: {change}"))
+        forced.append(f"after {content['state']['step']} steps: {change}")
+
+    for change in check_same_run(content["config"], config, directory):
+        if change.allowed:
+            notices.append((logging.INFO, f"changed for the rest of this run: {change}"))
+        else:
+            force(str(change))
+    if content["precision"] != precision:
+        if not config.resume_force:
+            raise ConfigError(
+                f"precision: the run in {directory} was trained in {content['precision']}, this would continue in "
+                f"{precision} ({config.precision}); add precision={content['precision']}"
+            )
+        force(f"precision: saved {content['precision']}, requested {precision}")
+    before = content.get("kernels", "plain")
+    if before != kernels:
+        change_of_kernels = f"kernels ({before} before, {kernels} now): equal to rounding, not to the bit"
+        notices.append((logging.INFO, f"changed for the rest of this run: {change_of_kernels}"))
+    return Resumed(path, content, forced, notices)

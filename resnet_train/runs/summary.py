@@ -1,0 +1,122 @@
+"""The result of a run: ``summary.json`` in its directory, the lines that end it, and the table that ends a sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from resnet_train.errors import RunError
+from resnet_train.runs.atomic import write_atomically
+from resnet_train.runs.console import count
+
+FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation of one split."""
+
+    loss: float
+    accuracy: float  # in [0, 1]
+    error: float  # 1 - accuracy
+    correct: int
+    count: int
+    step: int  # completed steps when it was measured
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What does not change while a run trains."""
+
+    name: str = ""  # of the run
+    model: str = ""
+    parameters: int = 0
+    multiply_adds: int = 0  # of one image
+    dataset: str = ""
+    images: dict[str, int] = field(default_factory=dict)  # split: number of images
+    device: str = ""
+    hardware: str = ""
+    precision: str = ""
+    kernels: str = ""
+    compiled: bool = False
+    graph: bool = False
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None  # of the project's source; with "+changes" where it was modified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Facts):
+    """Everything about a run that is worth a table, in plain types."""
+
+    status: str  # finished, interrupted, failed
+    directory: str
+    result_split: str  # the split that `result` speaks of: test
+    result_rule: str  # in words, how the scored weights were chosen
+    result: float | None  # accuracy in [0, 1], on result_split
+    objective: float | None  # what sweepers maximise: accuracy on val where there is a validation split, else result
+    # split: its last evaluation; for train the mean over the last epoch's steps, of augmented images
+    last: dict[str, Score] = field(default_factory=dict)
+    best: dict[str, Score] = field(default_factory=dict)  # split: its best one, which is a result only for val
+    steps: int = 0  # completed
+    total_steps: int = 0
+    epochs: float = 0.0
+    train_seconds: float = 0.0  # in steps, over all sessions of the run
+    total_seconds: float = 0.0  # with evaluation, checkpoints and start-up
+    images_per_second: float = 0.0  # in steps
+    peak_memory_bytes: int = 0  # of the device on CUDA, of the process elsewhere
+    command: str = ""
+    sessions: int = 1  # 1 + number of times that the run was resumed
+    forced: list[str] = field(default_factory=list)  # changes that resume_force let through
+    error: str | None = None  # the message that ended a failed run
+
+    def write(self, directory: Path) -> None:
+        """Write ``summary.json`` atomically, the result before the facts; raises `RunError` where it cannot."""
+        plain = asdict(self)
+        facts = {one.name: plain.pop(one.name) for one in fields(Facts)}
+        try:
+            write_atomically(directory / FILE, json.dumps(plain | facts, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write {directory / FILE}: {error.strerror or error}; the checkpoints are whole"
+            ) from error
+
+    def sentence(self) -> str:
+        """The result in one line."""
+        if self.result is None:
+            return f"{self.status} after {self.steps} of {self.total_steps} steps, without a result"
+        score = self.last[self.result_split]
+        return (
+            f"{self.result_split} accuracy {100 * score.accuracy:.2f} % "
+            f"({count(score.correct)} of {count(score.count)} images, error {100 * score.error:.2f} %), "
+            f"{self.result_rule}"
+        )
+
+
+def read_summary(directory: Path) -> Summary | None:
+    """The summary in ``directory``; None where there is none yet or it is corrupt."""
+    try:
+        plain = json.loads((directory / FILE).read_text())
+        for key in ("last", "best"):
+            plain[key] = {split: Score(**score) for split, score in plain[key].items()}
+        return Summary(**plain)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def sweep_table(directories: Sequence[Path], overrides: Sequence[str]) -> str:
+    """A table of jobs and their results, one line a job."""
+    rows = [("job", "overrides", "status", "result", "train s")]
+    for directory, given in zip(directories, overrides, strict=True):
+        summary = read_summary(directory)
+        if summary is None:
+            rows.append((directory.name, given, "not run", "", ""))
+            continue
+        result = "" if summary.result is None else f"{summary.result_split} {100 * summary.result:.2f} %"
+        rows.append((directory.name, given, summary.status, result, f"{summary.train_seconds:.0f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,210 @@
+"""The training loop, in order: batch, step, log, evaluate, save (`fit`); and a whole run around it (`train`)."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resnet_train.config.run import Config
+from resnet_train.errors import RunError
+from resnet_train.kernels import allocator, native
+from resnet_train.runs.console import Progress, count, progress_bar
+from resnet_train.runs.directory import Invocation
+from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.metrics_table import Row
+from resnet_train.runs.summary import Score, Summary
+from resnet_train.seeding import set_deterministic
+from resnet_train.training.clock import Clock
+from resnet_train.training.metrics import TrainMetrics
+from resnet_train.training.plan import Plan
+from resnet_train.training.report import announce, log_line, out_of_memory, summarise
+from resnet_train.training.session import Session, open_session
+from resnet_train.training.setup import Run, build
+from resnet_train.training.step import allow_tf32, evaluate, grad_norm
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: Config, directory: Path, *, command: str, invocation: Invocation | None = None, owns_process: bool = False
+) -> Summary:
+    """Train to the end, or until a signal asks to stop; continuing from the newest checkpoint in ``directory``.
+
+    Raises `ConfigError` for what does not fit data, device or an earlier session, `RunError` for a run that failed,
+    and `Interrupted` after a signal, with everything saved.
+    """
+    clock = Clock()
+    run = build(config)
+    set_deterministic(config.deterministic)
+    allow_tf32(run.plan.precision)
+    if owns_process:
+        keep_memory(run.plan)
+    session = open_session(run, config, directory, clock=clock, command=command, invocation=invocation)
+    status = "failed"
+    try:
+        announce(run, session)
+        signum = fit(run, session)
+        if signum is None:
+            score_best(run, session)
+        status = "finished" if signum is None else "interrupted"
+        summary = summarise(run, session, status)
+        summary.write(directory)
+        if signum is None:
+            return summary
+        logger.info(
+            "interrupted after %s of %s steps; everything is saved. Continue with: resnet-train resume=%s",
+            count(run.state.step),
+            count(run.timetable.total_steps),
+            shlex.quote(str(directory)),
+        )
+        raise Interrupted(signum)
+    except Exception as error:
+        with suppress(RunError):  # the first error is the one to tell
+            session.checkpoints.finish()
+        message = str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            message = out_of_memory(run.plan, batch_size=config.batch_size, accumulate=config.accumulate)
+        with suppress(RunError):
+            summarise(run, session, status, error=message).write(directory)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(message) from error
+        raise
+    finally:
+        session.tensorboard.close(status)
+
+
+def fit(run: Run, session: Session) -> int | None:
+    """Make the steps that are left; returns the signal that asked to stop, or None after the last step."""
+    state, clock = run.state, session.clock
+    metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
+    first, last = state.step, run.timetable.total_steps
+    with StopSignal() as stop, progress_bar(done=first, total=last) as progress, at_rest():
+        clock.start()
+        for step in range(first, last):
+            session.profiler.before_step(step)
+            images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
+            run.seed_dropout(step)
+            output = run.train_step(images, labels, lr=run.lr_schedule(step))
+            session.profiler.after_step(state.step)
+            metrics.add(output)
+            progress.advance()
+            if run.plan.compiled and step == first:
+                leave_compilation_out(metrics, clock, state.step)
+            due = run.timetable.due(state.step, stop.signum)
+            if not (due.anything or watching(run, progress)):
+                continue
+            # The only synchronisation with the device; raises if a loss is not finite.
+            clock.stop(len(images) * metrics.read(state.step, grad_norm(state, output) if due.anything else None))
+            session.checkpoints.check()
+            row = {"epoch": float(state.step / run.timetable.steps_per_epoch), "lr": run.lr_schedule(step)}
+            speed = clock.speed(since="log")
+            progress.show(*metrics.peek(), lr=row["lr"], images_per_second=speed)
+            if due.log:
+                row["loss/train"], row["accuracy/train"] = metrics.end_window()
+                row["gradient_norm"] = metrics.grad_norm()
+                clock.mark("log")
+            train_score = end_epoch(run, metrics) if due.epoch else None
+            is_best = due.evaluation and evaluate_watched(run, row)
+            if due.log or due.evaluation:
+                session.write(state.step, row, images_per_second=speed if due.log else None)
+            if due.epoch or due.evaluation:
+                log_line(run, session, row, train_score)
+            if due.checkpoint or is_best:
+                session.save(run, best=is_best)
+            if due.signum is not None:
+                session.checkpoints.finish()
+                return due.signum
+            clock.start()
+        session.checkpoints.finish()
+    return None
+
+
+def keep_memory(plan: Plan) -> None:
+    """Keep freed blocks of large CPU tensors for the next ones: a switch of the whole process, worth some time."""
+    if plan.device.type == "cpu" and plan.backend.name != "plain":
+        with suppress(native.Unavailable):
+            allocator.install()
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """What is there now stays to the end: the collector of cycles need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def leave_compilation_out(metrics: TrainMetrics, clock: Clock, step: int) -> None:
+    """Wait for the first step, which compiles, and leave its time out."""
+    metrics.read(step)
+    logger.info("first step, with compilation, in %.1f s: left out of the training time", clock.discard())
+
+
+def watching(run: Run, progress: Progress) -> bool:
+    """Whether to read the metrics now for the progress bar: only on the CPU, where reading costs nothing."""
+    return progress.visible and run.plan.device.type == "cpu"
+
+
+def end_epoch(run: Run, metrics: TrainMetrics) -> Score:
+    """Keep the means over the epoch's steps, of augmented images and weights on the move, as the train score."""
+    num_images = metrics.epoch_steps() * run.train_data.batch_size
+    loss, accuracy = metrics.end_epoch()
+    score = Score(
+        loss=loss,
+        accuracy=accuracy,
+        error=1 - accuracy,
+        correct=round(accuracy * num_images),
+        count=num_images,
+        step=run.state.step,
+    )
+    run.state.record("train", score)
+    return score
+
+
+def evaluate_watched(run: Run, row: Row) -> bool:
+    """Score the watched split, add that to ``row``, and say whether a checkpoint is to be kept as the best for it.
+
+    Nothing is chosen by the test split.
+    """
+    split = run.watched
+    score = evaluate_split(run, run.state.eval_model, split, step=run.state.step)
+    row |= {f"loss/{split}": score.loss, f"accuracy/{split}": score.accuracy}
+    return run.state.record(split, score) and split == "val"
+
+
+def score_best(run: Run, session: Session) -> None:
+    """With a validation split: score the weights that were best on it, once, on the test split."""
+    if run.watched == "test":
+        return
+    chosen = copy.deepcopy(run.state.eval_model)
+    saved = session.checkpoints.best()["state"]
+    chosen.load_state_dict(saved["model"] if saved["ema"] is None else saved["ema"])
+    score = evaluate_split(run, chosen, "test", step=saved["step"])
+    run.state.record("test", score)
+    session.write(run.timetable.total_steps, {"loss/test": score.loss, "accuracy/test": score.accuracy})
+
+
+def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Score:
+    """Score ``model``, with the weights of ``step``, on every image of a split."""
+    allocator.return_free_memory()  # training's tensors are of other sizes
+    result = evaluate(model, run.eval_data[split], precision=run.plan.precision)
+    allocator.return_free_memory()
+    return Score(
+        loss=result.loss,
+        accuracy=result.accuracy,
+        error=1 - result.accuracy,
+        correct=result.correct,
+        count=result.count,
+        step=step,
+    )

@@ -1,0 +1,59 @@
+"""Which optimizer (`build_optimizer`), and each optimizer over two parameter groups: what decays and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_train.config.optim import AdamWConfig, OptimConfig, SGDConfig
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of ``model``, on the device where they are."""
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay, "decay_norm_and_bias": config.decay_norm_and_bias}
+    match config:
+        case SGDConfig():
+            return sgd(model, momentum=config.momentum, nesterov=config.nesterov, **shared)  # type: ignore[arg-type]
+        case AdamWConfig():
+            return adamw(model, beta1=config.beta1, beta2=config.beta2, eps=config.eps, **shared)  # type: ignore[arg-type]
+        case _:
+            raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """Weights of convolutions and linear layers decay; scales, shifts and biases (one dimension) only if asked for."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": weight_decay if decay_norm_and_bias else 0.0},
+    ]
+
+
+def sgd(
+    model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float, decay_norm_and_bias: bool
+) -> torch.optim.SGD:
+    """SGD as one fused kernel per device; the learning rate is set before each step."""
+    groups = parameter_groups(model, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
+
+
+def adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool,
+) -> torch.optim.AdamW:
+    """AdamW as one fused kernel per device; the learning rate is set before each step."""
+    groups = parameter_groups(model, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_can_fuse(model))
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())

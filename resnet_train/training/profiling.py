@@ -1,0 +1,69 @@
+"""What the time of a few steps goes into: a trace to look at, and a table of the most expensive operators."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+SETTLING, RECORDED = 5, 10  # steps left alone at first, and recorded after them
+NUM_OPERATORS = 10
+
+logger = logging.getLogger(__name__)
+
+
+class Profiler:
+    """Records some steps of a session, after its first ones; does nothing unless it is ``enabled``."""
+
+    def __init__(self, directory: Path, device: torch.device, *, enabled: bool, steps_left: int) -> None:
+        self._folder = directory / "profile"
+        self._device = device
+        settling = SETTLING if steps_left >= SETTLING + RECORDED else 0
+        self._first, self._last = settling + 1, min(settling + RECORDED, steps_left)
+        self._enabled = enabled and steps_left > 0
+        self._steps = 0
+        self._profile: profile | None = None
+
+    def before_step(self, step: int) -> None:
+        """Begin where it is time; ``step`` steps are completed."""
+        self._steps += 1
+        if self._enabled and self._steps == self._first:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls the lack of a GPU an error
+            cuda = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
+            self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
+            self._profile.start()
+            self._from = step + 1
+
+    def after_step(self, step: int) -> None:
+        """Write the trace and the table where it is time; ``step`` steps are completed. Waits for the device then."""
+        if self._profile is None or self._steps < self._last:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        done, self._profile, self._enabled = self._profile, None, False
+        done.stop()
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"steps-{self._from}-to-{step}.pt.trace.json"
+        done.export_chrome_trace(str(path))
+        for line in most_expensive_operators(done, steps=step - self._from + 1):
+            logger.info("%s", line)
+        logger.info("trace of steps %d to %d, for https://ui.perfetto.dev: %s", self._from, step, path)
+
+
+def most_expensive_operators(done: profile, *, steps: int) -> list[str]:
+    """A table of operators by self time: on the device where there is one, else on the CPU."""
+    events = done.key_averages()
+    on_device = any(event.self_device_time_total for event in events)
+    spent = {
+        event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total, event.count)
+        for event in events
+    }
+    total = sum(time for time, _ in spent.values()) or 1.0
+    where = "device" if on_device else "CPU"
+    lines = [f"{'most expensive operators':48} {where + ' ms per step':>18} {'share':>7} {'calls per step':>16}"]
+    for name, (time, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:NUM_OPERATORS]:
+        lines.append(f"{name[:48]:48} {time / 1000 / steps:18.3f} {time / total:7.1%} {count / steps:16.1f}")
+    return lines

@@ -1,0 +1,108 @@
+"""What a run says while it trains, and the summary that it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from resnet_train.config.durations import due
+from resnet_train.runs import environment
+from resnet_train.runs.console import count, duration, header
+from resnet_train.runs.metrics_table import Row
+from resnet_train.runs.summary import Score, Summary
+from resnet_train.training.plan import Plan
+from resnet_train.training.session import Session
+from resnet_train.training.setup import Run, Timetable
+
+logger = logging.getLogger(__name__)
+
+
+def announce(run: Run, session: Session) -> None:
+    """Log what the run continues from, and the header: what is about to be trained, and with what."""
+    for level, text in session.notices:
+        logger.log(level, "%s", text)
+    facts, timetable = run.facts, run.timetable
+    splits = ", ".join(f"{count(number)} {split}" for split, number in facts.images.items())
+    length = f"{count(timetable.total_steps)} steps of {run.train_data.batch_size} images"
+    header(
+        [
+            (
+                "model",
+                f"{facts.model}: {count(facts.parameters)} parameters, "
+                f"{facts.multiply_adds / 1e6:,.1f} M multiply-adds per image",
+            ),
+            (
+                "data",
+                f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
+            ),
+            ("device", f"{facts.device} ({facts.hardware})"),
+            *run.plan.lines(),
+            ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),
+            ("directory", str(session.directory)),
+        ]
+    )
+
+
+def epochs(timetable: Timetable) -> str:
+    """The length of the run in epochs, as it was asked for."""
+    asked = timetable.epochs
+    return str(asked) if asked is not None else f"{float(timetable.total_steps / timetable.steps_per_epoch):.4g}"
+
+
+def log_line(run: Run, session: Session, row: Row, train_score: Score | None) -> None:
+    """Log where the run is, how it does (``train_score`` if an epoch has ended), and its speed since the last line."""
+    done, split, timetable = run.state.step, run.watched, run.timetable
+    whole = due(done, 1, timetable.steps_per_epoch)
+    at = str(math.floor(done / timetable.steps_per_epoch)) if whole else f"{row['epoch']:.4g}"
+    parts = [f"epoch {at}/{epochs(timetable)}", f"step {count(done)}"]
+    if train_score is not None:
+        parts.append(f"train loss {train_score.loss:.4f} accuracy {100 * train_score.accuracy:.2f} %")
+    if f"loss/{split}" in row:
+        parts.append(f"{split} loss {row[f'loss/{split}']:.4f} accuracy {100 * row[f'accuracy/{split}']:.2f} %")
+    clock = session.clock
+    parts += [f"lr {row['lr']:.4g}", f"{clock.speed(since='line'):,.0f} images/s", duration(clock.total_seconds)]
+    logger.info("%s", ", ".join(parts))
+    clock.mark("line")
+
+
+def summarise(run: Run, session: Session, status: str, *, error: str | None = None) -> Summary:
+    """The result of the run, or how far it came."""
+    state, clock, timetable, test = run.state, session.clock, run.timetable, run.state.last.get("test")
+    best_val = state.best.get("val")
+    if run.watched == "val":
+        rule = "of the weights that were best on the validation split"
+        rule += f" (after {count(best_val.step)} steps), scored once" if best_val else ""
+    else:
+        rule = f"after the last of {count(timetable.total_steps)} steps"
+    result = test if status == "finished" else None
+    return Summary(
+        **vars(run.facts),
+        status=status,
+        directory=str(session.directory),
+        result_split="test",
+        result_rule=rule,
+        result=None if result is None else result.accuracy,
+        objective=None if result is None else (best_val or result).accuracy,
+        last=state.last,
+        best=state.best,
+        steps=state.step,
+        total_steps=timetable.total_steps,
+        epochs=float(state.step / timetable.steps_per_epoch),
+        train_seconds=clock.train_seconds,
+        total_seconds=clock.total_seconds,
+        images_per_second=clock.speed() if clock.images else 0.0,
+        peak_memory_bytes=environment.peak_memory_bytes(run.plan.device),
+        command=session.command,
+        sessions=clock.sessions,
+        forced=session.forced,
+        error=error,
+    )
+
+
+def out_of_memory(plan: Plan, *, batch_size: int, accumulate: int) -> str:
+    """What to do about it."""
+    return (
+        f"out of memory on {plan.device} with batch_size={batch_size}, accumulate={accumulate} and "
+        f"precision={plan.precision}: try accumulate={2 * accumulate}, which splits each batch, a smaller "
+        f"batch_size or a smaller model; the checkpoints are whole"
+    )

@@ -1,0 +1,238 @@
+"""What a run is made of: everything is built here from the configuration, without side effects.
+
+Nothing is written, logged or switched here, and nothing knows the run's directory. Two things reach outside:
+`load_dataset` may unpack or cache the data set, and initialisation seeds the global random generators.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+
+import torch
+
+from resnet_train.config.dataset import DatasetConfig
+from resnet_train.config.durations import Duration, due
+from resnet_train.config.run import Config, check_lengths, steps_per_epoch, total_steps
+from resnet_train.data.dataset import Dataset, Split, load_dataset
+from resnet_train.data.stream import EvalData, TrainData
+from resnet_train.models.build import build_model
+from resnet_train.models.count import multiply_adds, num_parameters
+from resnet_train.runs import environment
+from resnet_train.runs.summary import Facts
+from resnet_train.seeding import seed_everything
+from resnet_train.training.cuda_graph import GraphedStep
+from resnet_train.training.lr_schedule import LRSchedule, build_lr_schedule
+from resnet_train.training.optim import build_optimizer
+from resnet_train.training.plan import Plan, build_plan
+from resnet_train.training.state import TrainState
+from resnet_train.training.step import Forward, Step, StepOptions, train_step
+
+EVAL_BATCH_SIZE = 500  # divides 10,000; large enough for a GPU, small enough for any memory
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    log: bool
+    epoch: bool  # an epoch has ended
+    evaluation: bool
+    checkpoint: bool
+    signum: int | None  # the signal that asks to stop
+
+    @property
+    def anything(self) -> bool:
+        """Whether the metrics have to be read from the device."""
+        return self.log or self.epoch or self.evaluation or self.checkpoint
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """How long a run is, and when it does what."""
+
+    total_steps: int
+    steps_per_epoch: Fraction
+    epochs: int | None  # the length as it was asked for; None where it was asked for in steps
+    log_every: int  # steps
+    eval_every: Duration
+    checkpoint_every: Duration
+
+    def due(self, step: int, signum: int | None = None) -> Due:
+        """What is due after ``step`` completed steps; all of it after the last, a checkpoint after a signal."""
+        last = step == self.total_steps
+        return Due(
+            log=last or step % self.log_every == 0,
+            epoch=last or due(step, 1, self.steps_per_epoch),
+            evaluation=last or due(step, self.eval_every, self.steps_per_epoch),
+            checkpoint=last or due(step, self.checkpoint_every, self.steps_per_epoch) or signum is not None,
+            signum=signum,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of. Only ``state`` changes while it trains."""
+
+    plan: Plan
+    state: TrainState
+    forward: Forward  # through the network in training
+    train_step: Step
+    lr_schedule: LRSchedule
+    train_data: TrainData
+    eval_data: dict[str, EvalData]  # split: its images
+    timetable: Timetable
+    seed: int
+    has_dropout: bool
+    classes: tuple[str, ...]
+    image_size: int
+    facts: Facts
+
+    @property
+    def watched(self) -> str:
+        """The split that is evaluated while the run trains; test only where nothing is chosen by it."""
+        return "val" if "val" in self.eval_data else "test"
+
+    def seed_dropout(self, step: int) -> None:
+        """Let dropout, if there is any, draw what the seed and the step say; it draws from the global generators."""
+        if self.has_dropout:
+            seed_everything(self.seed, "dropout", step)
+
+
+def build(config: Config) -> Run:
+    """Everything that ``config`` describes, before its first step.
+
+    Raises `ConfigError` for what does not fit the machine or the data.
+    """
+    plan = build_plan(config)
+    dataset = read_dataset(config)
+    timetable = build_timetable(config, len(dataset.train))
+    state = build_state(config, plan, num_classes=len(dataset.classes))
+    forward = build_forward(plan, state)
+    splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
+    return Run(
+        plan=plan,
+        state=state,
+        forward=forward,
+        train_step=build_train_step(config, plan, state, forward),
+        lr_schedule=build_lr_schedule(
+            config.schedule,
+            lr=config.optim.lr,
+            total_steps=timetable.total_steps,
+            steps_per_epoch=timetable.steps_per_epoch,
+        ),
+        train_data=build_train_data(config, plan, dataset),
+        eval_data={name: build_eval_data(config.dataset, plan, split) for name, split in splits.items()},
+        timetable=timetable,
+        seed=config.seed,
+        has_dropout=bool(config.model.dropout),
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        facts=Facts(
+            name=config.name,
+            model=config.model.name,
+            parameters=num_parameters(state.model),
+            multiply_adds=multiply_adds(state.model, dataset.image_size),
+            dataset=config.dataset.name,
+            images={"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
+            device=str(plan.device),
+            hardware=environment.hardware(plan.device),
+            precision=plan.precision,
+            kernels=plan.backend.name,
+            compiled=plan.compiled,
+            graph=plan.graph,
+            seed=config.seed,
+            versions=environment.versions(),
+            git_commit=environment.git_commit(),
+        ),
+    )
+
+
+def read_dataset(config: Config) -> Dataset:
+    """The data set in host memory; raises `ConfigError` where files are missing or corrupt, or too few."""
+    # The first optimizer of a process imports all of torch.compile, for seconds: meanwhile files can be read.
+    importing = threading.Thread(target=import_module, args=("torch._dynamo",))
+    importing.start()
+    try:
+        return load_dataset(config.dataset, seed=config.seed)
+    finally:
+        importing.join()
+
+
+def build_timetable(config: Config, num_train: int) -> Timetable:
+    """Lengths and intervals in steps; raises `ConfigError` where they do not fit ``num_train`` images."""
+    check_lengths(config, num_train)
+    return Timetable(
+        total_steps=total_steps(config, num_train),
+        steps_per_epoch=steps_per_epoch(config, num_train),
+        epochs=config.epochs,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint.every,
+    )
+
+
+def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:
+    """Model, optimizer and the rest, on the device, before the first step."""
+    model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
+    plan.backend.convert(model)
+    model.to(plan.device)
+    ema = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None
+    scaler = torch.amp.GradScaler("cuda" if plan.device.type == "cuda" else "cpu", enabled=plan.precision == "fp16")
+    return TrainState(model, build_optimizer(config.optim, model), scaler, ema)
+
+
+def build_step_options(config: Config, plan: Plan) -> StepOptions:
+    """What one step does."""
+    return StepOptions(
+        precision=plan.precision,
+        accumulate=config.accumulate,
+        label_smoothing=config.label_smoothing,
+        clip_grad_norm=config.clip_grad_norm,
+        ema_decay=config.ema_decay,
+    )
+
+
+def build_train_step(config: Config, plan: Plan, state: TrainState, forward: Forward) -> Step:
+    """The function that makes one step of ``state``."""
+    options = build_step_options(config, plan)
+    if plan.graph:
+        return GraphedStep(state, options=options, forward=forward)
+    return partial(train_step, state, options=options, forward=forward)
+
+
+def build_forward(plan: Plan, state: TrainState) -> Forward:
+    """The way through the network in training: the network itself, or what `torch.compile` makes of it."""
+    return torch.compile(state.model, dynamic=False) if plan.compiled else state.model
+
+
+def build_train_data(config: Config, plan: Plan, dataset: Dataset) -> TrainData:
+    """The endless stream of training batches."""
+    return TrainData(
+        dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.dataset.augment,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        num_classes=len(dataset.classes),
+        device=plan.device,
+        channels_last=plan.channels_last,
+        crop_flip_normalise=plan.backend.crop_flip_normalise,
+    )
+
+
+def build_eval_data(config: DatasetConfig, plan: Plan, split: Split) -> EvalData:
+    """Every image of a split, once."""
+    return EvalData(
+        split,
+        batch_size=EVAL_BATCH_SIZE,
+        mean=config.mean,
+        std=config.std,
+        device=plan.device,
+        channels_last=plan.channels_last,
+    )

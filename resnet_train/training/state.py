@@ -1,0 +1,100 @@
+"""Everything that training changes, in one object."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_train.runs.summary import Score
+
+
+@dataclass
+class Progress:
+    """Training metrics that were read from the device but do not fill their interval yet."""
+
+    window: list[list[float]] = field(default_factory=list)  # [loss, accuracy] of each step since the last log
+    epoch: list[list[float]] = field(default_factory=list)  # the same since the last end of an epoch
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Copy ``weights`` into ``model`` by name; returns what was left as it was, with the reason.
+
+    Only the classifier ``fc`` may differ, since it has a row for each class. Raises ``ValueError`` for anything else.
+    """
+    own = model.state_dict()
+    others: list[str] = []
+    kept: list[str] = []
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own:
+            others.append(f"{name} is only in {'this network' if name in own else 'the other one'}")
+        elif own[name].shape != weights[name].shape:
+            text = f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+            (kept if name.startswith("fc.") else others).append(text)
+    if others:
+        raise ValueError(f"{others[0]}" + (f" (and {len(others) - 1} more)" if len(others) > 1 else ""))
+    left = {text.partition(" ")[0] for text in kept}
+    model.load_state_dict({**own, **{name: value for name, value in weights.items() if name not in left}}, strict=True)
+    return kept
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer, loss scaler, moving average, scores, and the one counter: completed steps.
+
+    Wrapped models (compiled, distributed) never enter it, so its keys are the network's own.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: nn.Module | None
+    step: int = 0
+    last: dict[str, Score] = field(default_factory=dict)  # split: its newest evaluation
+    best: dict[str, Score] = field(default_factory=dict)  # split: its best evaluation
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The network that is evaluated: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema
+
+    def record(self, split: str, score: Score) -> bool:
+        """Keep ``score`` as the last of its split, and as the best if it is that; the earlier of two equal ones stays.
+
+        Returns whether it is the best.
+        """
+        self.last[split] = score
+        best = self.best.get(split)
+        if best is None or score.accuracy > best.accuracy:
+            self.best[split] = score
+            return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types only, so that a checkpoint loads with ``weights_only=True``."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "step": self.step,
+            "last": {split: asdict(score) for split, score in self.last.items()},
+            "best": {split: asdict(score) for split, score in self.best.items()},
+            "progress": copy.deepcopy(vars(self.progress)),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; raises ``RuntimeError`` where names or shapes differ."""
+        self.model.load_state_dict(saved["model"], strict=True)
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"], strict=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step = saved["step"]
+        self.last = {split: Score(**score) for split, score in saved["last"].items()}
+        self.best = {split: Score(**score) for split, score in saved["best"].items()}
+        self.progress = Progress(**copy.deepcopy(saved["progress"]))

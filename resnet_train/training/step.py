@@ -1,0 +1,157 @@
+"""One training step and one evaluation, for every precision and option. Knows nothing of files, epochs or config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from resnet_train.training.state import TrainState
+
+Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What one step does besides the obvious."""
+
+    precision: str = (
+        "fp32"  # fp32, tf32, bf16, fp16: of convolutions and matrix multiplications; parameters stay float32
+    )
+    accumulate: int = 1  # micro-batches
+    label_smoothing: float = 0.0
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Results of one step, left on the device: reading one is a synchronisation."""
+
+    loss: Tensor  # (), mean over the batch
+    accuracy: Tensor  # (), fraction of the batch whose (likeliest) label was found
+    grad_norm: Tensor | None  # (), before clipping; where it clips, else None: ask `grad_norm`
+
+
+class Step(Protocol):
+    """One step of a state that it knows, by whatever path."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, lr: float) -> StepOutput:
+        """See `train_step`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over every image of a split, turned into means once."""
+
+    loss: float
+    accuracy: float  # in [0, 1]
+    correct: int
+    count: int
+
+
+def train_step(
+    state: TrainState,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    lr: float | Tensor,
+    options: StepOptions,
+    forward: Forward | None = None,
+) -> StepOutput:
+    """Make one step: change ``state`` in place and count it.
+
+    ``images`` ``(B, 3, H, W)``; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``; ``lr`` a number, or a
+    tensor ``()`` on the device; ``forward``: the model itself unless another way through it is given, such as a
+    compiled one. No synchronisation with the device.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    if not state.model.training:
+        state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, correct = [], []
+    for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
+        with autocast(images.device, options.precision):
+            logits = (state.model if forward is None else forward)(images_)
+        loss = F.cross_entropy(at_least_float(logits), labels_, label_smoothing=options.label_smoothing)
+        state.scaler.scale(loss / options.accumulate).backward()
+        losses.append(loss.detach())
+        target = labels_ if labels_.ndim == 1 else labels_.argmax(1)
+        correct.append((logits.detach().argmax(1) == target).sum())
+    state.scaler.unscale_(state.optimizer)
+    norm = None
+    if options.clip_grad_norm is not None:
+        norm = total_norm(state.model)
+        clip_grads_with_norm_(state.model.parameters(), options.clip_grad_norm, norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema is not None and options.ema_decay is not None:
+        update_ema(state.ema, state.model, decay=options.ema_decay)
+    state.step += 1
+    return StepOutput(torch.stack(losses).mean(), torch.stack(correct).sum() / len(labels), norm)
+
+
+def allow_tf32(precision: str) -> None:
+    """Let CUDA round the inputs of float32 matrix multiplications to TF32's 10 bits if asked for: process-wide."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def grad_norm(state: TrainState, output: StepOutput) -> Tensor:
+    """Norm ``()`` of the gradient of the last step, before clipping: only of use until the next step begins.
+
+    Apart from `train_step`, since a hundred small sums are a hundredth of a step of a thin network, and few are read.
+    """
+    return total_norm(state.model) if output.grad_norm is None else output.grad_norm
+
+
+def total_norm(model: nn.Module) -> Tensor:
+    """Norm ``()`` of the gradient over all parameters."""
+    return get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, model: nn.Module, *, decay: float) -> None:
+    """Move ``average`` towards ``model`` by ``1 - decay``; batch-norm statistics too, counters are copied."""
+    for averaged, current in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(current, 1 - decay)
+        else:
+            averaged.copy_(current)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str) -> Evaluation:
+    """Loss and accuracy over every image of ``batches``: sums, divided once; one synchronisation, at the end."""
+    was_training = model.training
+    model.eval()
+    loss_sum, correct, count = None, None, 0
+    for images, labels in batches:
+        with autocast(images.device, precision):
+            logits = model(images)
+        batch_loss = F.cross_entropy(at_least_float(logits), labels, reduction="sum")
+        batch_correct = (logits.argmax(1) == labels).sum()
+        loss_sum = batch_loss if loss_sum is None else loss_sum + batch_loss
+        correct = batch_correct if correct is None else correct + batch_correct
+        count += len(labels)
+    model.train(was_training)
+    if loss_sum is None or correct is None:
+        raise ValueError("nothing to evaluate: the split is empty")
+    return Evaluation(loss_sum.item() / count, correct.item() / count, int(correct.item()), count)
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Half precision to float32, for a loss whose digits count; float32 and float64 stay what they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The same code path for every precision; switched off for fp32 and tf32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision in ("bf16", "fp16"))

@@ -1,0 +1,41 @@
+"""``resnet-bench`` as a process: figures of every loop, and one line for bad input. Their size is not tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import TINY, Shell
+
+
+@pytest.mark.slow
+def test_all_loops_are_measured_side_by_side(shell: Shell) -> None:
+    variants = ("--variant", "dataset.num_train=100 kernels=plain", "--variant", "channels_last=false")
+    arguments = (*TINY, "--rounds", "2", "--seconds", "0.2", "--json", "figures.json", *variants)
+    code, out, err = shell.call(*arguments, program="resnet-bench")
+    assert code == 0, err
+    figures = json.loads((shell.folder / "figures.json").read_text())
+    loops = ["tutorial", "tuned", "resnet-train", "dataset.num_train=100 kernels=plain", "channels_last=false"]
+    assert list(figures["loops"]) == loops
+    assert list(figures["num_train"].values()) == [200, 200, 200, 100, 200]
+    assert list(figures["details"]) == loops[2:]
+    assert figures["details"]["channels_last=false"]["choices"]["layout"] == "channels first: asked for"
+    assert all(len(loop["rounds"]) == 2 and min(loop["rounds"]) > 0 for loop in figures["loops"].values())
+    assert "resnet-train / tutorial: " in out
+    assert "resnet-train / tuned: " in out
+    assert "resnet-train / dataset.num_train=100 kernels=plain: " in out
+    assert "kernels  plain: asked for" in out.partition("dataset.num_train=100 kernels=plain:\n")[2]
+    assert figures["first_step"].keys() == {"cold", "warm"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("optim.lr=abc", "optim.lr: expected a number, got 'abc'"),
+        ("--variant optim.lr=abc", "optim.lr: expected a number, got 'abc'"),
+        ("--loops other", "expected --loops among tutorial,tuned,resnet-train, --rounds and --seconds above 0"),
+    ],
+)
+def test_bad_input(arguments: str, message: str, shell: Shell) -> None:
+    assert shell.call(*arguments.split(), program="resnet-bench") == (2, "", f"resnet-bench: {message}\n")

@@ -1,0 +1,218 @@
+"""Event files as TensorBoard's own reader and its server see them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServerAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
+from torchvision.transforms.functional import to_tensor
+from torchvision.utils import make_grid
+
+from resnet_train.config.run import Config
+from resnet_train.runs.tensorboard import TensorBoard, hparams, image_grid
+
+Compose = Callable[..., Config]
+
+
+def events(directory: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    return accumulator.Reload()
+
+
+def scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(directory).Scalars(tag)]
+
+
+def scalars_of_the_server(directory: Path, tag: str) -> list[tuple[int, float]]:
+    """As `scalars`, with the reader behind TensorBoard's web server, which purges by a rule of its own."""
+    accumulator = ServerAccumulator(str(directory), size_guidance={"tensors": 0})
+    events = accumulator.Reload().Tensors(tag)
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events]
+
+
+def hparams_data(directory: Path) -> dict[str, HParamsPluginData]:
+    contents = events(directory).PluginTagToContent("hparams")
+    return {tag.removeprefix("_hparams_/"): HParamsPluginData.FromString(content) for tag, content in contents.items()}
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Compose) -> Config:
+    return tiny("optim.lr=0.25", "dataset.val_size=10")
+
+
+@pytest.fixture
+def open_board(tmp_path: Path, config: Config) -> Callable[[int], TensorBoard]:
+    def opened(from_step: int) -> TensorBoard:
+        time.sleep(1 - time.time() % 1)  # event files are read in the order of their names: the second they begin in
+        return TensorBoard(tmp_path, config, from_step=from_step, metrics=("accuracy/val",))
+
+    return opened
+
+
+def test_numbers_can_be_read_while_the_run_trains(tmp_path: Path, config: Config) -> None:
+    board = TensorBoard(tmp_path, config, from_step=0, metrics=("accuracy/val",))
+    for step in (5, 10):
+        board.write(step, {"loss/train": step / 4, "lr": 0.5} | ({"accuracy/val": 0.75} if step == 10 else {}))
+        assert [step for step, _ in scalars(tmp_path, "loss/train")] == list(range(5, step + 1, 5))
+    assert scalars(tmp_path, "loss/train") == [(5, 1.25), (10, 2.5)]
+    assert scalars(tmp_path, "accuracy/val") == [(10, 0.75)]
+    assert sorted(events(tmp_path).Tags()["scalars"]) == ["accuracy/val", "loss/train", "lr"]
+    board.close("interrupted")
+
+
+@pytest.mark.slow
+def test_a_resumed_run_shows_each_step_once(tmp_path: Path, open_board: Callable[[int], TensorBoard]) -> None:
+    """The second session repeats step 15, which the checkpoint did not have; the third goes back to step 5."""
+    expected: list[tuple[int, float]] = []
+    for session, (from_step, steps) in enumerate([(0, (0, 5, 10, 15)), (12, (15, 20)), (5, (10,))]):
+        board = open_board(from_step)
+        for step in steps:
+            board.write(step, {"loss/train": session})
+        board.close("interrupted")
+        expected = [(step, loss) for step, loss in expected if step <= from_step] if session else []
+        expected += [(step, float(session)) for step in steps]
+        assert scalars(tmp_path, "loss/train") == scalars_of_the_server(tmp_path, "loss/train") == expected
+    assert expected == [(0, 0), (5, 0), (10, 2)]
+    text = events(tmp_path).Tensors("config/text_summary")
+    assert [event.step for event in text] == [0]
+
+
+def test_the_configuration_is_there_as_text(tmp_path: Path, config: Config) -> None:
+    TensorBoard(tmp_path, config, from_step=0, metrics=()).close("interrupted")
+    (event,) = events(tmp_path).Tensors("config/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert "    optim.lr: 0.25" in lines
+    assert "    dataset.augment.flip: True" in lines
+    assert "    clip_grad_norm: None" in lines
+
+
+def test_training_images_are_shown_as_they_look(tmp_path: Path, config: Config) -> None:
+    """Normalised and back; at most 64, in rows of eight."""
+    pixels = torch.rand(70, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    normalised = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    board = TensorBoard(tmp_path, config, from_step=0, metrics=())
+    board.write_images(normalised, mean=mean, std=std)
+    board.close("interrupted")
+    (event,) = events(tmp_path).Images("augmented training images")
+    shown = to_tensor(Image.open(io.BytesIO(event.encoded_image_string)))
+    torch.testing.assert_close(shown, make_grid(pixels[:64], nrow=8, padding=2), rtol=0, atol=1.1 / 255)
+    assert event.step == 0
+
+
+@pytest.mark.parametrize(("count", "columns", "gap"), [(12, 4, 2), (9, 4, 1), (4, 4, 0), (3, 1, 3)])
+def test_a_grid_is_torchvisions(count: int, columns: int, gap: int) -> None:
+    images = torch.rand(count, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(image_grid(images, columns, gap), make_grid(images, nrow=columns, padding=gap))
+
+
+def test_the_hparams_tab_knows_a_run_from_its_beginning(tmp_path: Path, config: Config) -> None:
+    board = TensorBoard(tmp_path, config, from_step=0, metrics=("accuracy/val", "accuracy/test"))
+    found = hparams_data(tmp_path)
+    assert found.keys() == {"experiment", "session_start_info"}
+    start = found["session_start_info"].session_start_info.hparams
+    assert start["optim.lr"].number_value == 0.25
+    assert (start["model.name"].string_value, start["model.residual"].string_value) == (config.model.name, "true")
+    metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
+    assert metrics == ["accuracy/val", "accuracy/test"]
+    assert {info.name for info in found["experiment"].experiment.hparam_infos} == set(hparams(config))
+    board.close("finished")
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 1), ("failed", None), ("interrupted", None)])
+def test_only_the_end_of_a_run_ends_its_session(tmp_path: Path, config: Config, status: str, code: int | None) -> None:
+    """1 is success, 2 failure in the hparams plugin's api.proto; a run that was interrupted is resumed some day."""
+    TensorBoard(tmp_path, config, from_step=0, metrics=()).close(status)
+    found = hparams_data(tmp_path).get("session_end_info")
+    assert (found.session_end_info.status if found else None) == code
+    if found:
+        assert abs(found.session_end_info.end_time_secs - time.time()) < 60
+
+
+def test_hparams_are_the_numbers_and_texts_that_are_set(tiny: Compose, compose: Compose) -> None:
+    flat = hparams(tiny("ema_decay=0.5", "dataset.val_size=10", "schedule=multistep", "schedule.milestones=[1, 2]"))
+    assert (flat["optim.lr"], flat["seed"], flat["ema_decay"], flat["precision"]) == (0.1, 0, 0.5, "fp32")
+    assert (flat["model.residual"], flat["schedule.milestones"], flat["optim.name"]) == ("true", "[1, 2]", "sgd")
+    assert all(type(value) in (int, float, str) for value in flat.values())
+    assert not {"steps", "clip_grad_norm", "resume"} & flat.keys(), "not set"
+    assert not {"dataset.root", "dataset.mirrors"} & hparams(compose("dataset=cifar10")).keys(), "where, not what"
+
+
+# -------------------------------------------------------------------------------------------------------- a real server
+
+
+def get(url: str, body: dict[str, Any] | None = None) -> Any:
+    """The JSON at ``url``, past any proxy."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+        return json.load(response)
+
+
+@contextmanager
+def server(logdir: Path, log: Path) -> Iterator[str]:
+    """The address of a TensorBoard on a free port."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
+    with (
+        log.open("w") as file,
+        subprocess.Popen([*command, "--load_fast=false", "--reload_interval=1"], stdout=file, stderr=file) as process,
+    ):
+        try:
+            yield eventually(lambda: re.search(r"http://(localhost|127\.0\.0\.1):\d+", log.read_text()), process)[0]
+        finally:
+            process.terminate()
+
+
+def eventually(look: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
+    """What ``look`` returns as soon as it returns something."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"nothing after a minute, exit code {process.poll()}")
+
+
+def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) -> None:
+    logdir = tmp_path / "logs"
+    (logdir / "run").mkdir(parents=True)
+    board = TensorBoard(logdir / "run", config, from_step=0, metrics=("accuracy/val",))
+    board.write(5, {"loss/train": 0.5})
+    board.write(10, {"loss/train": 0.25, "accuracy/val": 0.75})
+    with server(logdir, tmp_path / "server.log") as address:
+        deadline = time.monotonic() + 60
+        while (tags := get(f"{address}/data/plugin/scalars/tags")) == {} and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert tags["run"].keys() == {"loss/train", "accuracy/val"}
+        assert get(f"{address}/data/environment")["data_location"] == str(logdir)
+        points = get(f"{address}/data/plugin/scalars/scalars?run=run&tag=loss%2Ftrain")
+        assert [(step, value) for _, step, value in points] == [(5, 0.5), (10, 0.25)]
+        statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        query = {"experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 9}
+        (group,) = get(f"{address}/data/plugin/hparams/session_groups", query)["sessionGroups"]
+        assert group["hparams"]["optim.lr"] == 0.25
+        assert group["hparams"]["model.name"] == config.model.name
+        assert [(value["name"]["tag"], value["value"]) for value in group["metricValues"]] == [("accuracy/val", 0.75)]
+        assert [session["status"] for session in group["sessions"]] == ["STATUS_UNKNOWN"]  # TensorBoard's for no end
+        board.close("finished")
+        query["allowedStatuses"] = ["STATUS_SUCCESS"]
+        while not (groups := get(f"{address}/data/plugin/hparams/session_groups", query).get("sessionGroups")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert groups[0]["hparams"] == group["hparams"]

@@ -1,0 +1,79 @@
+"""What a session writes, and what becomes of the run where it cannot: caused for real."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+
+import pytest
+
+from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.summary import read_summary
+from tests.conftest import TINY, Shell
+
+
+def limited(shell: Shell, *arguments: str, size: int) -> tuple[int, str, str]:
+    """Run with no file allowed to grow beyond ``size`` bytes: writes then fail as they do on a full disk."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    started = shell.start(*arguments, preexec_fn=limit)
+    out, err = started.communicate(timeout=120)
+    return started.returncode, out, err
+
+
+@pytest.mark.slow
+def test_metrics_that_cannot_be_written_are_not_fatal(shell: Shell) -> None:
+    """Event files and the table outgrow the limit; checkpoints of so small a network do not."""
+    overrides = (*TINY, "epochs=null", "steps=1500", "log_every=1", "eval_every=500steps", "checkpoint.every=500steps")
+    code, out, err = limited(shell, *overrides, "kernels=plain", "hydra.run.dir=run", size=64 * 1024)
+    assert code == 0, err
+    assert "cannot write events for TensorBoard: [Errno 27] File too large; the run continues without them" in out
+    assert out.count("cannot write events") == 1
+    assert re.search(r"cannot write the row of step \d+ to .*/metrics.csv: \[Errno 27\] File too large; the run", out)
+    found = read_summary(shell.folder / "run")
+    assert found is not None
+    assert (found.status, found.steps) == ("finished", 1500)
+    table = (shell.folder / "run" / "metrics.csv").read_text().splitlines()
+    assert len({line.count(",") for line in table[:-1]}) == 1, "rows that are there are whole"
+    assert read_checkpoint(shell.folder / "run/checkpoints/last.pt")["state"]["step"] == 1500
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(shell: Shell) -> None:
+    overrides = (*TINY, "epochs=null", "steps=60", "checkpoint.every=20steps", "kernels=plain", "hydra.run.dir=run")
+    assert shell.call(*overrides, "steps=20")[0] == 0
+    size = (shell.folder / "run/checkpoints/last.pt").stat().st_size
+    code, out, err = limited(shell, "resume=run", "steps=60", size=size - 100)
+    assert code == 1
+    assert "step-00000040.pt: [Errno 27] File too large; trying once more" in out
+    assert err == (
+        f"resnet-train: cannot write the checkpoint {shell.folder}/run/checkpoints/step-00000040.pt: File too large; "
+        f"the checkpoints before it are whole. Free the disk or make it writable, then resume\n"
+    )
+    found = read_summary(shell.folder / "run")
+    assert found is not None
+    assert found.status == "failed"
+    code, out, _ = shell.call("resume=run")
+    assert code == 0
+    assert "step-00000020.pt: 20 steps are done" in out
+
+
+@pytest.mark.slow
+def test_a_run_directory_that_is_taken_away(shell: Shell) -> None:
+    overrides = (*TINY, "epochs=null", "steps=100000", "checkpoint.every=200steps", "hydra.run.dir=run")
+    started = shell.start(*overrides)
+    shell.wait_for("run/checkpoints/step-00000200.pt", started)
+    (shell.folder / "run").rename(shell.folder / "elsewhere")
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "trying once more" in out
+    path = rf"{shell.folder}/run/checkpoints/step-\d+\.pt"
+    assert re.match(rf"resnet-train: cannot write the checkpoint {path}: No such file or directory; the checkp", err)
+    assert err.count("\n") == 1
+    assert not (shell.folder / "run").exists(), "nothing is made in its place"
+    newest = max((shell.folder / "elsewhere" / "checkpoints").glob("step-*.pt"))
+    assert read_checkpoint(newest)["state"]["step"] >= 200
