@@ -157,6 +157,12 @@ def resumed_directory(request: Request) -> Path | None:
     """The run that is asked for, by ``resume=`` or as ``hydra.run.dir``; None for a new one. Raises `ConfigError`."""
     asked, fixed = values_of(request.overrides, "resume"), values_of(request.overrides, "hydra.run.dir")
     if asked and asked[-1] != "null":
+        value = Path(unquoted(asked[-1]))
+        if value.suffix == ".pt" and value.parent.name == "checkpoints":
+            raise ConfigError(
+                f"resume: expected a run directory, got the checkpoint {value}; resume={value.parent.parent} continues "
+                f"from the newest one, init_from={value} starts a new run from this one"
+            )
         return resume.find_directory(unquoted(asked[-1]))
     if fixed and directories.is_run(Path(unquoted(fixed[-1]))):
         return Path(unquoted(fixed[-1]))

@@ -69,7 +69,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str]) -> Request:
     """Split a command line into flags and overrides; raises `ConfigError` for flags that are unknown or contradict."""
-    found = _parser().parse_intermixed_args(list(arguments))  # flags may stand anywhere
+    found, unknown = _parser().parse_known_intermixed_args(list(arguments))  # flags may stand anywhere
+    if unknown:
+        flag, _, value = unknown[0].partition("=")
+        raise ConfigError(
+            f"{flag}: no such flag; values are given as KEY=VALUE, as in {flag.lstrip('-')}={value or '...'}, and "
+            f"{PROGRAM} --help lists what there is"
+        )
+    if found.hydra_help and found.overrides:
+        raise ConfigError(f"--hydra-help: expected nothing beside it, got {' '.join(found.overrides)}")
     if found.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun: it unpickles a file, which can run code; expected resume=RUN to continue a run"
@@ -89,7 +97,7 @@ def parse(arguments: Sequence[str]) -> Request:
     if found.resolve and not found.cfg:
         raise ConfigError("--resolve shows a configuration as it will be used; expected --cfg job beside it")
     return Request(
-        overrides=tuple(expand_home(override) for override in found.overrides),
+        overrides=tuple(quote_path(override) for override in found.overrides if override != "experiment=null"),
         config_name=found.config_name or "train",
         config_path=_folder("--config-path", found.config_path),
         config_dir=_folder("--config-dir", found.config_dir),
@@ -141,10 +149,20 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
     return list(merged.values())
 
 
-def expand_home(override: str) -> str:
-    """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is."""
+PATHS = ("dataset.root", "dataset.cache", "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def quote_path(override: str) -> str:
+    """``dataset.root='/home/me/my data'`` for ``dataset.root=~/my data``: shells take the user's own quotes away.
+
+    Values of other keys, quoted ones, lists and what refers to other values stay as they are.
+    """
     key, _, value = override.partition("=")
-    return f"{key}={quoted(Path(value).expanduser())}" if value == "~" or value.startswith("~/") else override
+    if value == "~" or value.startswith("~/"):
+        return f"{key}={quoted(Path(value).expanduser())}"
+    plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]", value)
+    is_special = re.search(r"[^\w./:+-]", value, re.ASCII) is not None
+    return f"{key}={quoted(value)}" if key in PATHS and plain and is_special else override
 
 
 def quoted(path: Path | str) -> str:

@@ -89,6 +89,8 @@ def check_jobs(request: Request) -> list[list[str]]:
     """The overrides of all jobs, the first `MAX_CHECKED_JOBS` composed and checked; raises `ConfigError`."""
     with started(request):
         jobs = list(islice(expand(request.overrides), MAX_JOBS + 1))
+    if not jobs:
+        raise ConfigError(f"expected values to sweep over, got none: {' '.join(request.overrides)}")
     if len(jobs) > MAX_JOBS:
         raise ConfigError(f"expected a sweep of at most {MAX_JOBS:,} jobs, got more; sweep over fewer values")
     for job in jobs[:MAX_CHECKED_JOBS]:
