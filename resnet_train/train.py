@@ -69,7 +69,9 @@ def run(
 def main() -> None:
     """``resnet-train``, ``python -m resnet_train.train``."""
     from resnet_train.cli.main import main as command_line
+    from resnet_train.cli.streams import make_best_effort
 
+    make_best_effort()
     sys.exit(command_line(sys.argv[1:], run))
 
 

@@ -119,7 +119,8 @@ MESSAGES = [
     ("-m model=resnet20,resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
     (
         "--foo",
-        "--foo: no such flag; values are given as KEY=VALUE, as in foo=..., and resnet-train --help lists what there is",
+        "--foo: no such flag; values are given as KEY=VALUE, as in foo=..., and resnet-train --help lists what "
+        "there is",
     ),
     ("--config-dir nowhere", "--config-dir: expected a folder of YAML files, got 'nowhere', which is none"),
     (
