@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -119,6 +120,12 @@ class Shell:
     def program(self, program: tuple[str, ...] | str) -> tuple[str, ...]:
         """A console script of the environment that runs the tests, or a command as it is."""
         return (str(Path(sys.executable).with_name(program)),) if isinstance(program, str) else program
+
+    @staticmethod
+    def table(out: str) -> list[str]:
+        """The rows of the last table of a sweep."""
+        *_, last = re.split(r"^.*status +result +train s +job\n", out, flags=re.MULTILINE)
+        return last.partition("\n\n")[0].splitlines()
 
     def wait_for(self, path: str, process: subprocess.Popen[str]) -> None:
         """Wait until ``path`` is there; fails where ``process`` ends before."""

@@ -118,6 +118,8 @@ def run(request: Request, train: Train) -> int:
     check_inputs(composed.config)
     fixed = values_of(overrides, "hydra.run.dir")
     wanted = Path(composed.hydra.run.dir)
+    if fixed and wanted.is_dir() and any(path.name != directories.LOCK for path in wanted.iterdir()):
+        raise ConfigError(f"hydra.run.dir: expected a new or empty folder, or a run's, got {wanted}; choose another")
     made = not wanted.exists()
     directory = wanted.absolute() if fixed else directories.create(wanted)
     try:

@@ -97,7 +97,9 @@ def parse(arguments: Sequence[str]) -> Request:
     if found.resolve and not found.cfg:
         raise ConfigError("--resolve shows a configuration as it will be used; expected --cfg job beside it")
     return Request(
-        overrides=tuple(quote_path(override) for override in found.overrides if override != "experiment=null"),
+        overrides=tuple(
+            quote_path(override, lists=found.multirun) for override in found.overrides if override != "experiment=null"
+        ),
         config_name=found.config_name or "train",
         config_path=_folder("--config-path", found.config_path),
         config_dir=_folder("--config-dir", found.config_dir),
@@ -152,15 +154,16 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
 PATHS = ("dataset.root", "dataset.cache", "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir")
 
 
-def quote_path(override: str) -> str:
+def quote_path(override: str, *, lists: bool = False) -> str:
     """``dataset.root='/home/me/my data'`` for ``dataset.root=~/my data``: shells take the user's own quotes away.
 
-    Values of other keys, quoted ones, lists and what refers to other values stay as they are.
+    Values of other keys, quoted ones, with ``lists`` those with a comma, and what refers to other values stay as they
+    are.
     """
     key, _, value = override.partition("=")
     if value == "~" or value.startswith("~/"):
         return f"{key}={quoted(Path(value).expanduser())}"
-    plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]", value)
+    plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]" if lists else r"[\[\]{}()$]", value)
     is_special = re.search(r"[^\w./:+-]", value, re.ASCII) is not None
     return f"{key}={quoted(value)}" if key in PATHS and plain and is_special else override
 

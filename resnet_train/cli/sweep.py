@@ -21,9 +21,10 @@ from resnet_train.cli.compose import compose, started
 from resnet_train.cli.job import Job, TooManyFailures, Train, check_inputs
 from resnet_train.cli.launchers import BASIC, plugin_overrides, sweeper_of
 from resnet_train.cli.overrides import Request, key_of, merge_overrides, quoted, value_of, values_of, without
+from resnet_train.cli.sweep_table import SweepJob, sweep_table
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
-from resnet_train.runs.summary import read_summary, sweep_table
+from resnet_train.runs.summary import read_summary
 
 MAX_CHECKED_JOBS = 200  # of a sweep, before it starts; a composition takes some 0.1 s
 MAX_JOBS = 10_000  # of Hydra's basic sweeper, which holds them all in memory
@@ -64,9 +65,12 @@ def sweep(request: Request, train: Train) -> int:
     hydra = compose(request, [*jobs[0], "hydra.mode=MULTIRUN"]).hydra
     with started(request):
         check_discrete(request, hydra)
+        keys = swept_keys(request.overrides)
     plugins = plugin_overrides(hydra, request.overrides, max_failures=options.max_failures)
     directory = sweep_directory(options, request, Path(hydra.sweep.dir))
     overrides = [*without(request.overrides, "hydra.sweep.dir"), *plugins, f"hydra.sweep.dir={quoted(directory)}"]
+    if not values_of(request.overrides, "hydra.sweep.subdir"):
+        overrides.append(f"hydra.sweep.subdir='{job_folder(keys)}'")
     try:
         with started(request) as others:
             GlobalHydra.instance().hydra.multirun(  # type: ignore[union-attr]
@@ -83,6 +87,12 @@ def sweep(request: Request, train: Train) -> int:
     if failed and sweeper_of(hydra) != BASIC:  # the basic one raises what the first of them raised
         raise RunError(f"{failed} jobs of the sweep have failed; train.log in the directory of each says why")
     return 0
+
+
+def job_folder(keys: Sequence[str]) -> str:
+    """The folder of a job, as an interpolation: see `resnet_train.config.store.job_name`."""
+    parts = "${name},${hydra.overrides.task},${hydra.job.override_dirname},${hydra.sweep.dir}"
+    return f'${{job_name:{parts},"{" ".join(keys)}"}}'
 
 
 def check_jobs(request: Request) -> list[list[str]]:
@@ -114,7 +124,14 @@ def sweep_directory(options: SweepOptions, request: Request, default: Path) -> P
     """The directory that was asked for, by name or path, or a new one; absolute."""
     if options.name is not None:
         return Path("outputs", "sweeps", options.name).absolute()
-    return default.absolute() if values_of(request.overrides, "hydra.sweep.dir") else directories.create(default)
+    if not values_of(request.overrides, "hydra.sweep.dir"):
+        return directories.create(default)
+    foreign = default.is_dir() and any(default.iterdir()) and not any(default.glob(f"*/{directories.INVOCATION}"))
+    if foreign and not (default / "multirun.yaml").exists():
+        raise ConfigError(
+            f"hydra.sweep.dir: expected a new or empty folder or that of a sweep, got {default}; choose another"
+        )
+    return default.absolute()
 
 
 def expand(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -148,6 +165,11 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that the jobs differ in. Needs Hydra `started`."""
+    return [override.get_key_element().lstrip("+~") for override in parsed(overrides) if override.is_sweep_override()]
+
+
 def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     """Print the jobs with their results: those of this command in its order, then earlier ones; how many failed."""
     order = {
@@ -158,14 +180,16 @@ def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     }
     found = []
     for path in directory.glob(f"*/{directories.INVOCATION}"):
-        overrides = directories.read_invocation(path.parent).overrides
+        try:
+            overrides = directories.read_invocation(path.parent).overrides
+        except ConfigError:
+            overrides = []  # corrupt, or not ours: the job is listed all the same
         rank = order.get(frozenset(merge_overrides([], overrides)), len(order))
-        found.append((rank, " ".join(overrides), path.parent))
+        found.append((rank, path.parent, overrides))
     if not found:
         return 0
     found.sort()
-    jobs, words = [job for _, _, job in found], [overrides for _, overrides, _ in found]
-    print(f"\n{sweep_table(jobs, words)}\n\nsweep: {directory}")
+    jobs = [SweepJob(path.name, overrides, read_summary(path)) for _, path, overrides in found]
+    print(f"\n{sweep_table(jobs)}\n\nsweep: {directory}")
     print(f"tensorboard --logdir {shlex.quote(str(directory))}")
-    results = [read_summary(job) for job in jobs]
-    return sum(result is not None and result.status == "failed" for result in results)
+    return sum(job.summary is not None and job.summary.status == "failed" for job in jobs)
