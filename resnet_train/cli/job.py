@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,8 @@ from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.summary import Summary
+
+logger = logging.getLogger(__name__)
 
 
 class Train(Protocol):
@@ -86,6 +91,8 @@ def run_and_report(
     train: Train, config: Config, directory: Path, overrides: Sequence[str], *, flags: Sequence[str]
 ) -> Summary:
     """Train, and print what a person wants to know then; ``flags`` and ``overrides`` are kept, to be told in tables."""
+    if "torch" not in sys.modules:
+        logger.info("loading PyTorch and the data set (%s)", config.dataset.name)
     # A change is forced through once, not whenever the run is resumed.
     kept = without(overrides, "resume_force")
     command = shlex.join([PROGRAM, *flags, *overrides])
@@ -103,12 +110,33 @@ def run_and_report(
     return result
 
 
+class ConsoleFormatter(logging.Formatter):
+    """Messages as they are; on a terminal folded to its width, lines of the header below their value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text for the console."""
+        text = super().format(record)
+        if not sys.stdout.isatty() or "\n" in text:
+            return text
+        name = re.match(r"\w+ {2,}", text)
+        indent = " " * (len(name[0]) if name else 4)
+        columns = shutil.get_terminal_size().columns
+        return textwrap.fill(
+            text,
+            columns,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+
+
 @contextmanager
 def console_log() -> Iterator[None]:
     """Show the package's log on standard output, a message a line, as sweeps do by Hydra's configuration."""
     root, package = logging.getLogger(), logging.getLogger("resnet_train")
     handler, level = logging.StreamHandler(sys.stdout), package.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(ConsoleFormatter())
     root.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
+
+BAR_COLUMNS = 25  # "  4% ### /, 1:01:30 left, ", beside the steps
 
 
 class Progress:
@@ -30,18 +33,25 @@ class Progress:
         self._bar.update()
 
     def show(self, loss: float, accuracy: float, *, lr: float, images_per_second: float) -> None:
-        """Set the numbers that stand behind the bar; they appear when it is drawn next."""
-        self._bar.set_postfix_str(
-            f"loss {loss:.3f}, accuracy {100 * accuracy:.1f} %, lr {lr:.3g}, {images_per_second:,.0f} images/s",
-            refresh=False,
-        )
+        """Set the numbers behind the bar, as many as there is room for; they appear when it is drawn next."""
+        parts = {
+            "loss": f"loss {loss:.3f}",
+            "accuracy": f"{100 * accuracy:.1f} %",
+            "lr": f"lr {lr:.3g}",
+            "speed": f"{images_per_second:,.0f} images/s",
+        }
+        room = shutil.get_terminal_size().columns - BAR_COLUMNS - 2 * len(str(self._bar.total))
+        for least in ("accuracy", "lr", "loss"):
+            if len(", ".join(parts.values())) > room:
+                del parts[least]
+        self._bar.set_postfix_str(", ".join(parts.values()), refresh=False)
 
 
 @contextmanager
 def progress_bar(*, done: int, total: int) -> Iterator[Progress]:
     """A bar from ``done`` to ``total`` steps on stderr if that is a terminal; log lines appear above it."""
     # tqdm begins the postfix with a comma
-    form = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
+    form = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
     bar: tqdm[Any] = tqdm(total=total, initial=done, disable=None, dynamic_ncols=True, leave=False, bar_format=form)
     with bar:
         if bar.disable:

@@ -218,9 +218,7 @@ def test_progress_bar_on_a_terminal(shell: Shell) -> None:
     started.communicate(timeout=60)
     os.close(parent)
     assert started.returncode == 0
-    assert re.search(
-        rb"\d+% .+ \d+/300 steps, \d\d:\d\d left, loss \d\.\d+, accuracy \d+\.\d %, lr 0\.\S+, [\d,]+ images/s", shown
-    )
+    assert re.search(rb"\d+% .+ \d+/300, \d\d:\d\d left, loss \d\.\d+, \d+\.\d %, lr 0\.\S+, [\d,]+ images/s", shown)
 
 
 @pytest.mark.slow

@@ -29,3 +29,20 @@ def test_there_is_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) 
         progress.show(1.5, 0.25, lr=0.1, images_per_second=1000.0)
         assert not progress.visible
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (120, "loss 1.234, 56.7 %, lr 0.0925, 12,345 images/s"),
+        (80, "loss 1.234, 56.7 %, lr 0.0925, 12,345 images/s"),
+        (70, "loss 1.234, lr 0.0925, 12,345 images/s"),
+        (60, "loss 1.234, 12,345 images/s"),
+        (40, "12,345 images/s"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters_most(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress_bar(done=3, total=300) as progress:
+        progress.show(1.234, 0.567, lr=0.0925, images_per_second=12345.0)
+        assert progress._bar.postfix == shown
