@@ -1,0 +1,58 @@
+"""What ``scripts/train`` without arguments runs: the recipe ``quick``, on the best images that can be had here.
+
+That is CIFAR-10, from the disk or from its mirrors. Where none of them answers, synthetic images take its place, and
+this is said before the run and after it. With arguments nothing is ever replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from resnet_train.cli.compose import load_config
+from resnet_train.cli.job import console_log
+from resnet_train.cli.main import main as command_line
+from resnet_train.config.dataset import CifarConfig
+from resnet_train.data.cifar import archive_of, obtain
+from resnet_train.data.files import folder_of
+from resnet_train.errors import ConfigError
+from resnet_train.train import run
+
+RECIPE = "experiment=quick"
+TIMEOUT_SECONDS = 10.0  # without a byte, for each mirror: a first run should not wait long
+
+
+def main() -> None:
+    """``scripts/train``."""
+    overrides, note = choose()
+    if note:
+        print(note, flush=True)
+    code = command_line(overrides, run)
+    if note:
+        print(f"\n{note}")
+    sys.exit(code)
+
+
+def choose() -> tuple[list[str], str]:
+    """The overrides of the run, and what to say where it is not on CIFAR-10."""
+    dataset = load_config([RECIPE]).dataset
+    assert isinstance(dataset, CifarConfig)
+    try:
+        with console_log():
+            obtain(
+                archive_of(dataset),
+                folder_of(dataset.root),
+                mirrors=dataset.mirrors,
+                download=dataset.download,
+                timeout_seconds=TIMEOUT_SECONDS,
+            )
+        return [RECIPE], ""
+    except (ConfigError, OSError) as error:
+        reason = str(error).partition("; ")[0]
+        return [RECIPE, "dataset=synthetic"], (
+            f"NOTE: CIFAR-10 cannot be had here ({reason}), so this run is on synthetic images; its accuracy says "
+            f"nothing about CIFAR-10"
+        )
+
+
+if __name__ == "__main__":
+    main()
