@@ -75,6 +75,15 @@ def main() -> None:
     sys.exit(command_line(sys.argv[1:], run))
 
 
+def first() -> None:
+    """``scripts/train`` without arguments."""
+    from resnet_train.cli.first_run import first_run
+    from resnet_train.cli.streams import make_best_effort
+
+    make_best_effort()
+    sys.exit(first_run(run))
+
+
 if __name__ == "__main__":
     from resnet_train.train import main as importable  # launchers pickle `run` by the name of its module
 

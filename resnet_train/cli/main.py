@@ -16,6 +16,7 @@ import hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from resnet_train.cli.complete import complete
 from resnet_train.cli.compose import VERSION_BASE, Composed, compose, compose_saved
 from resnet_train.cli.explain import explain, is_config_error
 from resnet_train.cli.help import help_text
@@ -68,6 +69,12 @@ def _main(request: Request, train: Train) -> int:
         print(f"{PROGRAM} {metadata.version(PROGRAM)}")
     elif request.show:
         show(request, compose(request))
+    elif (
+        request.passed_on
+        and "query=bash" in request.overrides
+        and (offered := complete(os.environ.get("COMP_LINE", "")))
+    ):
+        print(" ".join(offered))
     elif request.info or request.passed_on:
         if request.info:
             compose(request)  # what would be refused is refused in one line
@@ -78,6 +85,12 @@ def _main(request: Request, train: Train) -> int:
     else:
         return run(request, train)
     return 0
+
+
+def completion(request: Request) -> list[str] | None:
+    """What is offered for a word that is being typed; None where Hydra answers, or nothing is typed."""
+    asked = request.passed_on and "query=bash" in request.overrides
+    return complete(os.environ.get("COMP_LINE", "")) if asked else None
 
 
 def _unreachable(_: DictConfig) -> None:

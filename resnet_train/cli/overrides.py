@@ -12,6 +12,7 @@ from typing import Any
 from resnet_train.errors import ConfigError
 
 PROGRAM = "resnet-train"
+FLAGS = ("--multirun", "--cfg", "--resolve", "--package", "--config-dir", "--config-name", "--help", "--version")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 

@@ -96,7 +96,7 @@ def check_dataset(dataset: DatasetConfig) -> None:
         for index, value in enumerate(values):
             checks.number(f"dataset.{key}[{index}]", value, above=0 if key == "std" else None)
     augment = dataset.augment
-    checks.choice("dataset.augment.crop_mode", augment.crop_mode, ("zeros", "reflect"))
+    checks.choice("dataset.augment.crop_mode", augment.crop_mode)
     checks.number("dataset.augment.cutout", augment.cutout, at_least=0)
     checks.number("dataset.augment.mixup", augment.mixup, at_least=0)
     checks.number("dataset.augment.cutmix", augment.cutmix, at_least=0)

@@ -40,14 +40,14 @@ class ResNetConfig(ModelConfig):
 def check_model(model: ModelConfig) -> None:
     """Raise `ConfigError` for a network that does not exist."""
     if isinstance(model, ResNetConfig):
-        checks.choice("model.stem", model.stem, ("cifar", "imagenet"))
+        checks.choice("model.stem", model.stem)
         if model.depth not in (18, 34, 50, 101, 152):
             raise ConfigError(f"model.depth: expected 18, 34, 50, 101 or 152 in this family, got {model.depth}")
     elif model.depth < 8 or (model.depth - 2) % 6:
         raise ConfigError(f"model.depth: expected 6n + 2 (8, 14, 20, 32, ...) in this family, got {model.depth}")
-    checks.choice("model.shortcut", model.shortcut, ("A", "B"))
-    checks.choice("model.activation", model.activation, ("relu", "sigmoid", "tanh"))
-    checks.choice("model.init", model.init, ("he", "glorot", "default"))
+    checks.choice("model.shortcut", model.shortcut)
+    checks.choice("model.activation", model.activation)
+    checks.choice("model.init", model.init)
     checks.number("model.width", model.width, above=0, at_most=64)
     checks.number("model.dropout", model.dropout, at_least=0, below=1)
     if model.zero_init_residual and not model.residual:

@@ -6,30 +6,27 @@ this is said before the run and after it. With arguments nothing is ever replace
 
 from __future__ import annotations
 
-import sys
-
 from resnet_train.cli.compose import load_config
-from resnet_train.cli.job import console_log
-from resnet_train.cli.main import main as command_line
+from resnet_train.cli.job import Train, console_log
+from resnet_train.cli.main import main
 from resnet_train.config.dataset import CifarConfig
 from resnet_train.data.cifar import archive_of, obtain
 from resnet_train.data.files import folder_of
 from resnet_train.errors import ConfigError
-from resnet_train.train import run
 
 RECIPE = "experiment=quick"
 TIMEOUT_SECONDS = 10.0  # without a byte, for each mirror: a first run should not wait long
 
 
-def main() -> None:
-    """``scripts/train``."""
+def first_run(train: Train) -> int:
+    """Run it and return the exit code."""
     overrides, note = choose()
     if note:
         print(note, flush=True)
-    code = command_line(overrides, run)
+    code = main(overrides, train)
     if note:
         print(f"\n{note}")
-    sys.exit(code)
+    return code
 
 
 def choose() -> tuple[list[str], str]:
@@ -52,7 +49,3 @@ def choose() -> tuple[list[str], str]:
             f"NOTE: CIFAR-10 cannot be had here ({reason}), so this run is on synthetic images; its accuracy says "
             f"nothing about CIFAR-10"
         )
-
-
-if __name__ == "__main__":
-    main()

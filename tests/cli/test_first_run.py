@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet_train.cli import first_run
 from resnet_train.cli.compose import load_config
-from resnet_train.commands import first_run
 from tests.conftest import Shell
 
 
@@ -30,9 +30,9 @@ def test_synthetic_images_where_no_mirror_answers(tmp_path: Path, monkeypatch: p
 def test_it_is_said_before_and_after(shell: Shell) -> None:
     (shell.folder / "file").touch()
     program = (
-        "import sys\nfrom resnet_train.commands import first_run\n"
+        "import sys\nfrom resnet_train.cli import first_run\nfrom resnet_train.train import first\n"
         "choose = first_run.choose\n"
-        "first_run.choose = lambda: ([*choose()[0], *sys.argv[1:]], choose()[1])\nfirst_run.main()"
+        "first_run.choose = lambda: ([*choose()[0], *sys.argv[1:]], choose()[1])\nfirst()"
     )
     short = (
         "epochs=null",
