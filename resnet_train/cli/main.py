@@ -69,11 +69,7 @@ def _main(request: Request, train: Train) -> int:
         print(f"{PROGRAM} {metadata.version(PROGRAM)}")
     elif request.show:
         show(request, compose(request))
-    elif (
-        request.passed_on
-        and "query=bash" in request.overrides
-        and (offered := complete(os.environ.get("COMP_LINE", "")))
-    ):
+    elif offered := completion(request):
         print(" ".join(offered))
     elif request.info or request.passed_on:
         if request.info:
