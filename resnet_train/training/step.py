@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from resnet_train.training.optim import zero_momentum
 from resnet_train.training.state import TrainState
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
@@ -75,6 +76,8 @@ def train_step(
         group["lr"] = lr
     if not state.model.training:
         state.model.train()
+    if not state.optimizer.state:
+        zero_momentum(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     losses, correct = [], []
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
