@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +24,12 @@ from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.seeding import set_deterministic
 from resnet_train.training.clock import Clock
-from resnet_train.training.metrics import TrainMetrics
+from resnet_train.training.metrics import DIVERGED, TrainMetrics
 from resnet_train.training.plan import Plan
 from resnet_train.training.report import announce, log_line, out_of_memory, summarise
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
-from resnet_train.training.step import allow_tf32, evaluate, grad_norm
+from resnet_train.training.step import allow_tf32, evaluate, health
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def train(
         signum = fit(run, session)
         if signum is None:
             score_best(run, session)
+            check_result(run)
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
         summary.write(directory)
@@ -101,8 +103,8 @@ def fit(run: Run, session: Session) -> int | None:
             due = run.timetable.due(state.step, stop.signum)
             if not (due.anything or watching(run, progress)):
                 continue
-            # The only synchronisation with the device; raises if a loss is not finite.
-            clock.stop(len(images) * metrics.read(state.step, grad_norm(state, output) if due.anything else None))
+            # The only synchronisation with the device; raises if a loss is not finite, or what the step has left.
+            clock.stop(len(images) * metrics.read(state.step, health(state, output) if due.anything else None))
             session.checkpoints.check()
             row = {"epoch": float(state.step / run.timetable.steps_per_epoch), "lr": run.lr_schedule(step)}
             speed = clock.speed(since="log")
@@ -193,6 +195,13 @@ def score_best(run: Run, session: Session) -> None:
     score = evaluate_split(run, chosen, "test", step=saved["step"])
     run.state.record("test", score)
     session.write(run.timetable.total_steps, {"loss/test": score.loss, "accuracy/test": score.accuracy})
+
+
+def check_result(run: Run) -> None:
+    """Raise `RunError` where the result is of a network whose outputs are no numbers."""
+    score = run.state.last["test"]
+    if not math.isfinite(score.loss):
+        raise RunError(f"the loss on the test split is {score.loss} at step {score.step}: {DIVERGED}")
 
 
 def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Score:

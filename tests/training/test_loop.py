@@ -167,6 +167,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, tmp_path: Path) -> 
     assert "Traceback" in (tmp_path / "train.log").read_text()
 
 
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+@pytest.mark.usefixtures("compiler")
+def test_statistics_that_are_not_finite_stop_the_run(tiny: Tiny, tmp_path: Path, optim: str, kernels: str) -> None:
+    """The loss stays a number while the statistics of batch norm, or the second moments of AdamW, do not."""
+    lr = {"sgd": 100, "adamw": 1e4}[optim]
+    config = tiny("epochs=8", f"optim={optim}", f"optim.lr={lr}", "model.width=1", f"kernels={kernels}")
+    with pytest.raises(
+        RunError, match=r"^\S*(running_var|running_mean| of \S*) is not finite at step \d+: training has d"
+    ):
+        run(config, directory=tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints", keep=2).newest()
+    assert newest is not None
+    assert all(torch.isfinite(values).all() for values in newest[1]["state"]["model"].values())
+
+
+def test_a_result_that_is_no_number_is_no_result(tiny: Tiny, tmp_path: Path) -> None:
+    """One step at 1e25: weights and statistics are finite, and the logits of the test images are not."""
+    config = tiny("epochs=null", "steps=1", "optim.lr=1e25")
+    for _ in range(2):  # and again when it is resumed
+        with pytest.raises(RunError, match=r"^the loss on the test split is (nan|inf) at step 1: training has diverged"):
+            run(config, directory=tmp_path)
+        found = read_summary(tmp_path)
+        assert found is not None
+        assert (found.status, found.result) == ("failed", None)
+
+
 def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     results = [run(tiny("epochs=null", "steps=1", "name=mine")) for _ in range(2)]
