@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from resnet_train.config.run import Config
@@ -24,9 +23,10 @@ from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.seeding import set_deterministic
 from resnet_train.training.clock import Clock
+from resnet_train.training.memory import is_out_of_memory, out_of_memory_named
 from resnet_train.training.metrics import DIVERGED, TrainMetrics
 from resnet_train.training.plan import Plan
-from resnet_train.training.report import announce, log_line, out_of_memory, summarise
+from resnet_train.training.report import announce, log_line, summarise
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
 from resnet_train.training.step import allow_tf32, evaluate, health
@@ -43,7 +43,8 @@ def train(
     and `Interrupted` after a signal, with everything saved.
     """
     clock = Clock()
-    run = build(config)
+    with out_of_memory_named(config, device=config.device, precision=config.precision):
+        run = build(config)
     set_deterministic(config.deterministic)
     allow_tf32(run.plan.precision)
     if owns_process:
@@ -52,10 +53,11 @@ def train(
     status = "failed"
     try:
         announce(run, session)
-        signum = fit(run, session)
-        if signum is None:
-            score_best(run, session)
-            check_result(run)
+        with out_of_memory_named(config, device=run.facts.device, precision=run.facts.precision):
+            signum = fit(run, session)
+            if signum is None:
+                score_best(run, session)
+                check_result(run)
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
         summary.write(directory)
@@ -71,13 +73,8 @@ def train(
     except Exception as error:
         with suppress(RunError):  # the first error is the one to tell
             session.checkpoints.finish()
-        message = str(error)
-        if isinstance(error, torch.OutOfMemoryError):
-            message = out_of_memory(run.plan, batch_size=config.batch_size, accumulate=config.accumulate)
         with suppress(RunError):
-            summarise(run, session, status, error=message).write(directory)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise RunError(message) from error
+            summarise(run, session, status, error=str(error)).write(directory)
         raise
     finally:
         session.tensorboard.close(status)
@@ -205,9 +202,18 @@ def check_result(run: Run) -> None:
 
 
 def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Score:
-    """Score ``model``, with the weights of ``step``, on every image of a split."""
-    allocator.return_free_memory()  # training's tensors are of other sizes
-    result = evaluate(model, run.eval_data[split], precision=run.plan.precision)
+    """Score ``model``, with the weights of ``step``, on every image of a split; fewer at once if memory is short."""
+    data, result = run.eval_data[split], None
+    while result is None:
+        allocator.return_free_memory()  # training's tensors are of other sizes
+        try:
+            result = evaluate(model, data, precision=run.plan.precision)
+        except Exception as error:
+            if data.batch_size == 1 or not is_out_of_memory(error):
+                raise
+        if result is None:  # and the error is gone, with the tensors that it held
+            logger.warning("not enough memory to evaluate %s images at once: half as many from now on", data.batch_size)
+            data.batch_size //= 2
     allocator.return_free_memory()
     return Score(
         loss=result.loss,
