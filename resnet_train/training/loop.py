@@ -129,8 +129,10 @@ def fit(run: Run, session: Session) -> int | None:
 def keep_memory(plan: Plan) -> None:
     """Keep freed blocks of large CPU tensors for the next ones: a switch of the whole process, worth some time."""
     if plan.device.type == "cpu" and plan.backend.name != "plain":
-        with suppress(native.Unavailable):
+        try:
             allocator.install()
+        except native.Unavailable as error:
+            logger.info("the memory of large tensors is not kept for the next ones: %s", error)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a run is made of: everything is built here from the configuration, without side effects.
 
-Nothing is written, logged or switched here, and nothing knows the run's directory. Two things reach outside:
-`load_dataset` may unpack or cache the data set, and initialisation seeds the global random generators.
+Nothing is written, logged or switched here, and nothing knows the run's directory. Three things reach outside:
+`load_dataset` may unpack or cache the data set, kernels may have to be compiled, and initialisation seeds the global
+random generators.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from resnet_train.data.dataset import Dataset, Split, load_dataset
 from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.errors import ConfigError
 from resnet_train.models.build import build_model
-from resnet_train.models.count import Layer, layers, num_parameters
+from resnet_train.models.count import Layer, layers, multiply_adds, num_parameters
 from resnet_train.runs import environment
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
@@ -141,7 +142,7 @@ def build(config: Config) -> Run:
             name=config.name,
             model=config.model.name,
             parameters=num_parameters(state.model),
-            multiply_adds=sum(layer.multiply_adds for layer in found),
+            multiply_adds=multiply_adds(state.model, dataset.image_size),
             dataset=config.dataset.name,
             images={"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
             device=str(plan.device),
