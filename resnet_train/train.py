@@ -11,15 +11,40 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from resnet_train.config.run import Config
+from resnet_train.errors import ConfigError
 from resnet_train.runs.directory import Invocation, create, lock, log_file
 from resnet_train.runs.resume import finished_already
 from resnet_train.runs.summary import Summary
 
+_running = threading.Lock()
 
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Refuse a second run in this process while there is one, say in another thread, with a `ConfigError`.
+
+    Initialisation and dropout draw from the generators of the process, and the log is one: neither run would be what
+    its seed says.
+    """
+    if not _running.acquire(blocking=False):
+        raise ConfigError(
+            "run: expected no other run in this process, since its random generators and its log serve one; "
+            "wait for the other run, or start a process for each, as resnet-train -m does"
+        )
+    try:
+        yield
+    finally:
+        _running.release()
+
+
+@alone()
 def run(
     config: Config,
     *,
@@ -39,7 +64,8 @@ def run(
         owns_process: whether process-wide switches may be set: the command line's process is its own.
 
     Raises:
-        ConfigError: ``config`` does not fit the data, the machine, or the run that ``directory`` holds.
+        ConfigError: ``config`` does not fit the data, the machine, or the run that ``directory`` holds; or another run
+            is going on in this process.
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """
