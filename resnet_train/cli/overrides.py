@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 
 PROGRAM = "resnet-train"
@@ -144,7 +145,7 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
 def expand_home(override: str) -> str:
     """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is."""
     key, _, value = override.partition("=")
-    return f"{key}={quoted(Path(value).expanduser())}" if value == "~" or value.startswith("~/") else override
+    return f"{key}={quoted(expanded(key, value))}" if value == "~" or value.startswith("~/") else override
 
 
 def quoted(path: Path | str) -> str:

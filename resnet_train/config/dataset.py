@@ -104,6 +104,11 @@ def check_dataset(dataset: DatasetConfig) -> None:
     if isinstance(dataset, ImageFolderConfig | SyntheticConfig):
         checks.number("dataset.image_size", dataset.image_size, at_least=4, at_most=4096)
         image_size = dataset.image_size
+    if isinstance(dataset, CifarConfig) and not dataset.root:
+        raise ConfigError(
+            f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
+            f"nothing; add dataset.root=FOLDER, or unset RESNET_TRAIN_DATA where it is empty"
+        )
     if isinstance(dataset, ImageFolderConfig) and not dataset.root:
         raise ConfigError(
             "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "

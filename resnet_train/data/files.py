@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Files:
 def folder_of(root: str | None) -> Path:
     """``dataset.root`` as an absolute path: messages name it, and ``data`` alone does not say where."""
     assert root, "the configuration refuses a data set without root"
-    return Path(root).expanduser().absolute()
+    return expanded("dataset.root", root).absolute()
 
 
 @contextmanager

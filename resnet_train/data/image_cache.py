@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from resnet_train.config.paths import expanded, user_cache
 from resnet_train.data.decode import decode
 from resnet_train.data.files import ImageFiles, locked
 from resnet_train.errors import ConfigError
@@ -30,9 +31,9 @@ def cache_folders(root: Path, cache: str | None) -> list[Path]:
     Places that several data sets share have a subfolder for each, so that like names, sizes and times do not collide.
     """
     subfolder = f"{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}"
-    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-train"
-    first = Path(cache).expanduser().absolute() / subfolder if cache else root / ".resnet-train-cache"
-    return [first, shared / subfolder]
+    first = expanded("dataset.cache", cache).absolute() / subfolder if cache else root / ".resnet-train-cache"
+    shared = user_cache()
+    return [first] if shared is None else [first, shared / subfolder]
 
 
 def cached_images(files: ImageFiles, folders: Sequence[Path], *, image_size: int) -> NDArray[np.uint8]:

@@ -21,6 +21,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from resnet_train.config.paths import user_cache
+
 COMPILE_TIMEOUT_SECONDS = 120
 PACKAGE = "resnet_train.kernels"
 OPTIONS = ("-shared", "-fPIC")
@@ -132,13 +134,12 @@ def _headers() -> dict[str, bytes]:
 @cache
 def _folder() -> Path:
     """Where compiled files are kept; a folder of this process alone where that place cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-train")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        pass
+    folder = user_cache()
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
     try:
         temporary = tempfile.TemporaryDirectory(prefix="resnet-train-", ignore_cleanup_errors=True)
     except OSError as error:
