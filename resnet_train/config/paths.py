@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from resnet_train.errors import ConfigError
 
@@ -26,3 +27,16 @@ def user_cache() -> Path | None:
         return Path(named or Path.home() / ".cache", "resnet-train")
     except RuntimeError:
         return None
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration whose ``dataset.root`` and ``dataset.cache`` are found from other working directories too.
+
+    Relative ones, and ``~``, are taken from this process. ``config`` is left as it was.
+    """
+    dataset = config.get("dataset")
+    if not isinstance(dataset, dict):
+        return config
+    found = {key: dataset[key] for key in ("root", "cache") if isinstance(dataset.get(key), str)}
+    absolute = {key: str(expanded(f"dataset.{key}", path).absolute()) for key, path in found.items() if path}
+    return config | {"dataset": dataset | absolute}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
+from resnet_train.runs.data_identity import DataIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Files:
     train: Images
     test: Images
     classes: tuple[str, ...]  # names, in label order
+    identity: DataIdentity
+    names: tuple[str, ...] = ()  # of the training images, where they have any
+    left_out: str = ""  # files beside the images, in words
 
 
 def folder_of(root: str | None) -> Path:

@@ -23,6 +23,7 @@ from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.models.build import build_model
 from resnet_train.models.count import multiply_adds, num_parameters
 from resnet_train.runs import environment
+from resnet_train.runs.data_identity import DataIdentity
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep
@@ -89,6 +90,8 @@ class Run:
     seed: int
     has_dropout: bool
     classes: tuple[str, ...]
+    data: DataIdentity
+    left_out: str  # files beside the images, in words
     image_size: int
     facts: Facts
 
@@ -131,6 +134,8 @@ def build(config: Config) -> Run:
         seed=config.seed,
         has_dropout=bool(config.model.dropout),
         classes=dataset.classes,
+        data=dataset.identity,
+        left_out=dataset.left_out,
         image_size=dataset.image_size,
         facts=Facts(
             name=config.name,
