@@ -16,11 +16,13 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from resnet_train.config.dataset import ImageFolderConfig, num_train_images
+from resnet_train.config.size import data_need
 from resnet_train.data.decode import UnreadableImage, image_endings
 from resnet_train.data.files import Files, ImageFiles, Images, folder_of, one_line_errors
 from resnet_train.data.image_cache import Cached, cache_folders, cached_images, report_unreadable
 from resnet_train.errors import ConfigError
 from resnet_train.runs.data_identity import DataIdentity, identify
+from resnet_train.runs.memory import check_room
 
 # What systems put beside images: not the user's own. Synology's @eaDir holds thumbnails. In lower case.
 SYSTEM_FOLDERS = {
@@ -48,7 +50,9 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         classes = class_names(folders[0])
         left_out: Counter[str] = Counter()
         listed = [list_images(folder, classes, left_out) for folder in folders]
-        num_train_images(dataset, len(listed[0].names))  # refused before the images are decoded
+        # Refused before the images are decoded:
+        num_train_images(dataset, len(listed[0].names))
+        check_room(data_need(dataset, sum(len(files.names) for files in listed)))
         caches = cache_folders(root, dataset.cache)
         found: list[Cached] = []
         unreadable: list[UnreadableImage] = []

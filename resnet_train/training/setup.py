@@ -24,6 +24,7 @@ from resnet_train.models.build import build_model
 from resnet_train.models.count import multiply_adds, num_parameters
 from resnet_train.runs import environment
 from resnet_train.runs.data_identity import DataIdentity
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep
@@ -112,6 +113,7 @@ def build(config: Config) -> Run:
     Raises `ConfigError` for what does not fit the machine or the data.
     """
     plan = build_plan(config)
+    check_memory(config, on_cpu=plan.device.type == "cpu")
     dataset = read_dataset(config)
     timetable = build_timetable(config, len(dataset.train))
     state = build_state(config, plan, num_classes=len(dataset.classes))

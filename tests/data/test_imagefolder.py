@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_train.config.dataset import ImageFolderConfig
 from resnet_train.data.available import check_available
 from resnet_train.data.imagefolder import load_imagefolder
 from resnet_train.errors import ConfigError
+from resnet_train.runs.memory import total_bytes
 
 
 def test_classes_and_images_are_sorted(
@@ -233,3 +235,13 @@ def test_names_are_compared_in_unicodes_composed_form(
     (root / "train" / decomposed).mkdir()
     with pytest.raises(ConfigError, match=r"got two that are both called 'café' and differ only in how Unicode writes"):
         load_imagefolder(imagefolder(root))
+
+
+def test_images_that_no_memory_holds_are_not_decoded(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    there = total_bytes()
+    assert there is not None
+    for number in range(there // (3 * 4096 * 4096) + 1):
+        os.link(root / "train/red/a.png", root / f"train/red/{number}.png")
+    with pytest.raises(ConfigError, match=r"^dataset\.image_size: expected what fits into the .* images of 4096x4096,"):
+        load_imagefolder(imagefolder(root, image_size=4096))
+    assert not (root / ".resnet-train-cache").exists()
