@@ -20,6 +20,7 @@ from pathlib import Path
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.directory import Invocation, create, lock, log_file
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.resume import finished_already
 from resnet_train.runs.summary import Summary
 
@@ -64,11 +65,12 @@ def run(
         owns_process: whether process-wide switches may be set: the command line's process is its own.
 
     Raises:
-        ConfigError: ``config`` does not fit the data, the machine, or the run that ``directory`` holds; or another run
-            is going on in this process.
+        ConfigError: ``config`` does not fit the data, the machine and its memory, or the run that ``directory`` holds;
+            or another run is going on in this process.
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """
+    check_memory(config)
     if directory is None and config.resume:
         directory = Path(config.resume)
     if directory is None:

@@ -25,6 +25,7 @@ from resnet_train.errors import ConfigError
 from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration
 from resnet_train.runs.directory import Invocation, is_run
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class Job:
 
 
 def check_inputs(config: Config) -> None:
-    """Raise `ConfigError` where the data or ``init_from`` are not there: by their names, before torch is imported."""
+    """Raise `ConfigError` where the data or ``init_from`` are not there, or cannot fit: before torch is imported."""
+    check_memory(config)
     check_available(config.dataset)
     if config.init_from is not None and not Path(config.init_from).exists():
         raise ConfigError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 
 PROGRAM = "resnet-train"
@@ -163,7 +164,7 @@ def quote_path(override: str, *, lists: bool = False) -> str:
     """
     key, _, value = override.partition("=")
     if value == "~" or value.startswith("~/"):
-        return f"{key}={quoted(Path(value).expanduser())}"
+        return f"{key}={quoted(expanded(key, value))}"
     plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]" if lists else r"[\[\]{}()$]", value)
     is_special = re.search(r"[^\w./:+-]", value, re.ASCII) is not None
     return f"{key}={quoted(value)}" if key in PATHS and plain and is_special else override

@@ -21,6 +21,8 @@ from resnet_train.config.optim import check_optim
 from resnet_train.config.schedule import MultiStepConfig, check_schedule
 from resnet_train.errors import ConfigError
 
+MAX_STEPS = 10**12  # thirty years at a thousand steps a second
+
 
 @dataclass
 class CheckpointConfig:
@@ -114,7 +116,7 @@ def _check_epochs_or_steps(config: Config) -> None:
     if config.epochs is not None:
         checks.number("epochs", config.epochs, at_least=1)
     if config.steps is not None:
-        checks.number("steps", config.steps, at_least=1)
+        checks.number("steps", config.steps, at_least=1, at_most=MAX_STEPS)
 
 
 def _check_step(config: Config) -> None:
@@ -168,6 +170,8 @@ def check_lengths(config: Config, num_train: int) -> None:
         )
     per_epoch = steps_per_epoch(config, num_train)
     total = total_steps(config, num_train)
+    if total > MAX_STEPS:
+        raise ConfigError(f"epochs: expected at most {MAX_STEPS:g} steps, got {config.epochs} = {total} steps")
     length = f"the run's {total} steps" + (f" (epochs={config.epochs})" if config.steps is None else "")
     warmup = to_steps(config.schedule.warmup, per_epoch)
     if warmup > total:

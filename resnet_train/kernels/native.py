@@ -24,6 +24,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from resnet_train.config.paths import user_cache
+
 COMPILE_TIMEOUT_SECONDS = 120
 COMPILE_SECONDS = 5  # of all files, on one core of a server of 2023
 PACKAGE = "resnet_train.kernels"
@@ -184,13 +186,12 @@ def _headers() -> dict[str, bytes]:
 @cache
 def _folder() -> Path:
     """Where compiled files are kept; a folder of this process alone where that place cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-train")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        pass
+    folder = user_cache()
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
     try:
         temporary = tempfile.TemporaryDirectory(prefix="resnet-train-", ignore_cleanup_errors=True)
     except OSError as error:

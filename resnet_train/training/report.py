@@ -34,6 +34,7 @@ def announce(run: Run, session: Session) -> None:
                 "data",
                 f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
             ),
+            *([("left out", run.left_out)] if run.left_out else []),
             ("device", f"{facts.device} ({facts.hardware})"),
             *run.plan.lines(),
             ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),

@@ -25,6 +25,8 @@ from resnet_train.errors import ConfigError
 from resnet_train.models.build import build_model
 from resnet_train.models.count import Layer, layers, multiply_adds, num_parameters
 from resnet_train.runs import environment
+from resnet_train.runs.data_identity import DataIdentity
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep
@@ -90,6 +92,8 @@ class Run:
     seed: int
     has_dropout: bool
     classes: tuple[str, ...]
+    data: DataIdentity
+    left_out: str  # files beside the images, in words
     image_size: int
     facts: Facts
 
@@ -110,6 +114,7 @@ def build(config: Config) -> Run:
     Raises `ConfigError` for what does not fit the machine or the data.
     """
     plan = build_plan(config)
+    check_memory(config, on_cpu=plan.device.type == "cpu")
     dataset = read_dataset(config)
     timetable = build_timetable(config, len(dataset.train))
     state = build_state(config, plan, num_classes=len(dataset.classes))
@@ -137,6 +142,8 @@ def build(config: Config) -> Run:
         seed=config.seed,
         has_dropout=bool(config.model.dropout),
         classes=dataset.classes,
+        data=dataset.identity,
+        left_out=dataset.left_out,
         image_size=dataset.image_size,
         facts=Facts(
             name=config.name,
