@@ -59,6 +59,15 @@ def cifar10_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def fashion_mnist_root() -> Path:
+    """The folder of Fashion-MNIST's four files; tests on them are skipped without it."""
+    root = Path(os.environ.get("RESNET_TRAIN_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    if not (root / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no Fashion-MNIST in {root}; name its folder in RESNET_TRAIN_FASHION_MNIST")
+    return root
+
+
+@pytest.fixture(scope="session")
 def compiler() -> str:
     """Path of the C++ compiler; tests of compiled code are skipped without one, but never in CI."""
     try:

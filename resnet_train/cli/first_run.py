@@ -1,15 +1,19 @@
 """What ``scripts/train`` without arguments runs: the recipe ``quick``, on the best images that can be had here.
 
-That is CIFAR-10, from the disk or from its mirrors. Where none of them answers, synthetic images take its place, and
-this is said before the run and after it. With arguments nothing is ever replaced.
+That is CIFAR-10, from the disk or from its mirrors. Where none of them answers, Fashion-MNIST takes its place if
+Debian's package lies there, else synthetic images; this is said before the run and after it. With arguments nothing is
+ever replaced.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 from resnet_train.cli.compose import load_config
 from resnet_train.cli.job import Train, console_log
 from resnet_train.cli.main import main
 from resnet_train.config.dataset import CifarConfig
+from resnet_train.data.available import check_available
 from resnet_train.data.cifar import archive_of, obtain
 from resnet_train.data.files import folder_of
 from resnet_train.errors import ConfigError
@@ -45,7 +49,11 @@ def choose() -> tuple[list[str], str]:
         return [RECIPE], ""
     except (ConfigError, OSError) as error:
         reason = str(error).partition("; ")[0]
-        return [RECIPE, "dataset=synthetic"], (
-            f"NOTE: CIFAR-10 cannot be had here ({reason}), so this run is on synthetic images; its accuracy says "
-            f"nothing about CIFAR-10"
-        )
+    other, images = ["dataset=synthetic"], "synthetic images"
+    with suppress(ConfigError):
+        check_available(load_config([RECIPE, "dataset=fashion_mnist"]).dataset)
+        other, images = ["dataset=fashion_mnist"], "Fashion-MNIST"
+    return [RECIPE, *other], (
+        f"NOTE: CIFAR-10 cannot be had here ({reason}), so this run is on {images}; its accuracy says nothing about "
+        f"CIFAR-10"
+    )

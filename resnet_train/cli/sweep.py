@@ -63,6 +63,8 @@ def sweep(request: Request, train: Train) -> int:
         raise ConfigError("resume: expected one run, got a sweep (-m); resume its jobs one by one, without -m")
     jobs = check_jobs(request)
     hydra = compose(request, [*jobs[0], "hydra.mode=MULTIRUN"]).hydra
+    if len(jobs) > MAX_JOBS and sweeper_of(hydra) == BASIC:  # others choose some of them
+        raise ConfigError(f"expected a sweep of at most {MAX_JOBS:,} jobs, got more; sweep over fewer values")
     with started(request):
         check_discrete(request, hydra)
         keys = swept_keys(request.overrides)
@@ -101,8 +103,6 @@ def check_jobs(request: Request) -> list[list[str]]:
         jobs = list(islice(expand(request.overrides), MAX_JOBS + 1))
     if not jobs:
         raise ConfigError(f"expected values to sweep over, got none: {' '.join(request.overrides)}")
-    if len(jobs) > MAX_JOBS:
-        raise ConfigError(f"expected a sweep of at most {MAX_JOBS:,} jobs, got more; sweep over fewer values")
     for job in jobs[:MAX_CHECKED_JOBS]:
         check_inputs(compose(request, job).config)
     return jobs

@@ -38,7 +38,7 @@ class Config:
 
     name: str
     model: Any  # CifarResNetConfig | ResNetConfig
-    dataset: Any  # Cifar10Config | Cifar100Config | ImageFolderConfig | SyntheticConfig
+    dataset: Any  # Cifar10Config | Cifar100Config | FashionMNISTConfig | ImageFolderConfig | SyntheticConfig
     optim: Any  # SGDConfig | AdamWConfig
     schedule: Any  # CosineConfig | LinearConfig | MultiStepConfig | ConstantConfig
     epochs: int | None

@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resnet_train.config.dataset import CifarConfig, DatasetConfig, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.dataset import (
+    CifarConfig,
+    DatasetConfig,
+    FashionMNISTConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
 from resnet_train.config.model import ModelConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
 
 CIFAR_IMAGE_SIZE = 32
+FASHION_MNIST_IMAGE_SIZE = 28
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ def image_size(dataset: DatasetConfig) -> int:
     match dataset:
         case CifarConfig():
             return CIFAR_IMAGE_SIZE
+        case FashionMNISTConfig():
+            return FASHION_MNIST_IMAGE_SIZE
         case ImageFolderConfig() | SyntheticConfig():
             return dataset.image_size
     raise AssertionError(f"no image size for {type(dataset).__name__}")

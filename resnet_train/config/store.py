@@ -12,7 +12,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from resnet_train.config.dataset import Cifar10Config, Cifar100Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.dataset import (
+    Cifar10Config,
+    Cifar100Config,
+    FashionMNISTConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
 from resnet_train.config.model import CifarResNetConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
@@ -24,6 +30,7 @@ SCHEMA: dict[str, type] = {
     "model/resnet": ResNetConfig,
     "dataset/cifar10": Cifar10Config,
     "dataset/cifar100": Cifar100Config,
+    "dataset/fashion_mnist": FashionMNISTConfig,
     "dataset/imagefolder": ImageFolderConfig,
     "dataset/synthetic": SyntheticConfig,
     "optim/sgd": SGDConfig,

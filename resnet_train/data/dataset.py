@@ -11,11 +11,14 @@ from torch.nn import functional as F
 from resnet_train.config.dataset import (
     CifarConfig,
     DatasetConfig,
+    FashionMNISTConfig,
     ImageFolderConfig,
     SyntheticConfig,
     num_train_images,
 )
 from resnet_train.data.cifar import load_cifar
+from resnet_train.data.files import Files
+from resnet_train.data.idx import load_fashion_mnist
 from resnet_train.data.imagefolder import load_imagefolder
 from resnet_train.runs.data_identity import DataIdentity, identify
 from resnet_train.seeding import derive, generator
@@ -80,8 +83,8 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
             classes = tuple(f"pattern {label}" for label in range(config.num_classes))
             images = {"train": config.num_train, "test": config.num_test}
             identity = identify(classes, images, f"synthetic, {config.image_size} pixels")
-        case CifarConfig() | ImageFolderConfig():
-            files = load_cifar(config) if isinstance(config, CifarConfig) else load_imagefolder(config)
+        case CifarConfig() | FashionMNISTConfig() | ImageFolderConfig():
+            files = read_files(config)
             # torch refuses read-only memory, which a memory map is: copy it
             train, test = (
                 Split(torch.tensor(split.images), torch.from_numpy(split.labels)) for split in (files.train, files.test)
@@ -96,6 +99,17 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
     val = train.take(held_out.sort().values) if config.val_size else None
     return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out)
+
+
+def read_files(config: CifarConfig | FashionMNISTConfig | ImageFolderConfig) -> Files:
+    """What the files of a data set hold; raises `ConfigError` where they are missing or corrupt."""
+    match config:
+        case CifarConfig():
+            return load_cifar(config)
+        case FashionMNISTConfig():
+            return load_fashion_mnist(config)
+        case _:
+            return load_imagefolder(config)
 
 
 def draw_order(num_images: int, names: tuple[str, ...], *, seed: int) -> Tensor:
