@@ -98,7 +98,7 @@ def described(left_out: Counter[str]) -> str:
     if not left_out:
         return ""
     kinds = [f"{kind} {number:,}" for kind, number in sorted(left_out.items(), key=lambda item: (-item[1], item[0]))]
-    return f"{left_out.total():,} files: {some(kinds)}"
+    return f"{left_out.total():,} file{'s' * (left_out.total() > 1)}: {some(kinds)}"
 
 
 def some(texts: list[str]) -> str:

@@ -204,6 +204,7 @@ def test_rows_of_the_classifier_go_by_the_names_of_the_classes(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(configured(photos), directory=tmp_path / "first")
+    (photos / "train/cats/notes.txt").touch()
     add_class(photos)  # birds come first: cats and dogs have other rows now
     (photos / "train/dogs").rename(photos / "train/wolves")
     (photos / "val/dogs").rename(photos / "val/wolves")
@@ -215,4 +216,5 @@ def test_rows_of_the_classifier_go_by_the_names_of_the_classes(
         assert torch.equal(start[name][1], source[name][0]), "cats"
     assert not torch.equal(start["fc.weight"][2], source["fc.weight"][1]), "wolves are no dogs"
     assert "1 of the classifier's 3 rows, by the names of the classes; as initialised: birds, wolves" in caplog.text
+    assert "left out   1 file: .txt 1" in caplog.text
     assert torch.equal(start["conv1.weight"], source["conv1.weight"])
