@@ -20,16 +20,28 @@ class Interrupted(KeyboardInterrupt):
     @property
     def exit_code(self) -> int:
         """What shells report for a process that ended by this signal, 130 for Ctrl-C, 143 for SIGTERM; or requeue."""
-        return EXIT_REQUEUE if self.signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + self.signum
+        return EXIT_REQUEUE if self.signum in _REQUEUE else 128 + self.signum
+
+
+def _those_of(*names: str) -> tuple[int, ...]:
+    """The numbers of signals, of those that this system has."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+_REQUEUE = _those_of("SIGUSR1", "SIGUSR2")
+# Sent again without anybody's wish: SIGHUP by terminal and shell, SIGXCPU each second beyond the limit of CPU time.
+_REPEATED = _those_of("SIGHUP", "SIGXCPU")
 
 
 class StopSignal:
-    """While active, the first signal sets `signum`; the second one interrupts at once.
+    """While active, the first signal sets `signum`; the second one interrupts at once, if a person has sent it.
 
     Handlers that were there before are called too, except Python's own, which would raise ``KeyboardInterrupt``.
+    SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
+    _MAY_BE_IGNORED = _those_of("SIGHUP", "SIGQUIT", "SIGXCPU")
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -39,6 +51,8 @@ class StopSignal:
         # Python only lets the main thread set handlers; elsewhere the caller decides about signals.
         if threading.current_thread() is threading.main_thread():
             for signum in self.SIGNALS:
+                if signum in self._MAY_BE_IGNORED and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -55,5 +69,5 @@ class StopSignal:
         before = self._previous.get(signum)
         if callable(before) and before is not signal.default_int_handler:
             before(signum, frame)
-        if again:
+        if again and signum not in _REPEATED:
             raise Interrupted(signum)
