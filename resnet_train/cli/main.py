@@ -29,7 +29,7 @@ from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs import directory as directories
 from resnet_train.runs import resume
-from resnet_train.runs.interrupt import Interrupted
+from resnet_train.runs.interrupt import Interrupted, ctrl_c
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str], train: Train) -> int:
     except SystemExit as ended:  # Hydra's own: --hydra-help, completion
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     except Exception as error:
+        if ctrl_c.pressed:  # what came of it in a library
+            print("interrupted", file=sys.stderr)
+            return 130
         return fail(PROGRAM, error)
 
 

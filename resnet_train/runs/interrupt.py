@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -33,10 +34,25 @@ _REQUEUE = _those_of("SIGUSR1", "SIGUSR2")
 _REPEATED = _those_of("SIGHUP", "SIGXCPU")
 
 
+class CtrlC:
+    """Python's own handler of Ctrl-C, which also remembers: libraries swallow a ``KeyboardInterrupt`` now and then."""
+
+    pressed = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Called by Python."""
+        self.pressed = True
+        sys.unraisablehook = lambda _: None  # would print what callbacks of Python's own swallow
+        signal.default_int_handler(signum, frame)
+
+
+ctrl_c = CtrlC()  # of the command line, while no `StopSignal` is active
+
+
 class StopSignal:
     """While active, the first signal sets `signum`; the second one interrupts at once, if a person has sent it.
 
-    Handlers that were there before are called too, except Python's own, which would raise ``KeyboardInterrupt``.
+    Handlers that were there before are called too, except Python's own and `ctrl_c`, which raise ``KeyboardInterrupt``.
     SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it.
     """
 
@@ -54,6 +70,8 @@ class StopSignal:
                 if signum in self._MAY_BE_IGNORED and signal.getsignal(signum) == signal.SIG_IGN:
                     continue
                 self._previous[signum] = signal.signal(signum, self._handle)
+            if ctrl_c.pressed and self._previous[signal.SIGINT] is ctrl_c:
+                self.signum = signal.SIGINT  # and somebody swallowed it
         return self
 
     def __exit__(
@@ -67,7 +85,7 @@ class StopSignal:
         again = self.signum is not None
         self.signum = self.signum or signum
         before = self._previous.get(signum)
-        if callable(before) and before is not signal.default_int_handler:
+        if callable(before) and before not in (signal.default_int_handler, ctrl_c):
             before(signum, frame)
         if again and signum not in _REPEATED:
             raise Interrupted(signum)

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,20 @@ def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: 
     code, out, _ = shell.call("resume=cut")
     assert code == 0
     assert out.startswith("finished already: test accuracy ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["resnet-train", "python -m resnet_train.train"])
+def test_ctrl_c_leaves_no_traceback_from_the_start(shell: Shell, program: str) -> None:
+    """From the moment that Python runs our code, which is not before it has started itself."""
+    command = (sys.executable, *program.split()[1:]) if program.startswith("python") else shell.program(program)
+    for tenths in range(1, 16):
+        words = (*command, *TINY, *LONG, f"hydra.run.dir=run-{tenths}")
+        started = subprocess.Popen(words, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(tenths / 10)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
+        assert (started.returncode, err) in [(-signal.SIGINT, ""), (130, ""), (130, "interrupted\n")], tenths
 
 
 @pytest.mark.slow

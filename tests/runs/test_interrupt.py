@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 
 import pytest
 
-from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.interrupt import Interrupted, StopSignal, ctrl_c
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
@@ -94,6 +96,21 @@ def test_what_is_ignored_stays_ignored(signum: int) -> None:
         send(TERM, until=lambda: stop.signum)
         assert stop.signum == TERM
     assert signal.getsignal(signum) == signal.SIG_IGN
+
+
+def test_a_ctrl_c_that_was_swallowed_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctrl_c, "pressed", False)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    signal.signal(INT, ctrl_c)
+    with StopSignal() as stop:
+        assert stop.signum is None
+    with suppress(KeyboardInterrupt):
+        send(INT, until=lambda: False)
+    assert ctrl_c.pressed
+    with StopSignal() as stop:
+        assert stop.signum == INT
+        with pytest.raises(Interrupted):
+            send(INT, until=lambda: False)
 
 
 def test_an_interruption_is_no_error() -> None:
