@@ -21,14 +21,17 @@ from resnet_train.cli.overrides import PROGRAM, without
 from resnet_train.config.run import Config
 from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration
 from resnet_train.runs.directory import Invocation, is_run
+from resnet_train.runs.interrupt import Interrupted, StopSignal
 from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Summary
 
 logger = logging.getLogger(__name__)
+
+STOPPED = ".stopped"  # in a sweep's directory: no job is to begin
 
 
 class Train(Protocol):
@@ -51,10 +54,21 @@ class Job:
     ``failures_left`` counts down where jobs share this process; None for any number.
     """
 
-    def __init__(self, train: Train, *, flags: Sequence[str] = (), failures_left: int | None = None) -> None:
+    def __init__(
+        self,
+        train: Train,
+        *,
+        flags: Sequence[str] = (),
+        failures_left: int | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
         self.train = train
         self.flags = list(flags)
         self.failures_left = failures_left
+        self.stop = stop  # of the sweep, where jobs share its process
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"stop": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """In another process, which has to know the schema before the job's configuration is composed there."""
@@ -62,8 +76,12 @@ class Job:
         self.__dict__.update(state)
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Train what Hydra composed, in the directory that it chose."""
+        """Train what Hydra composed, in the directory that it chose; not where the sweep was asked to stop."""
         hydra = HydraConfig.get()
+        if self.stop is not None and self.stop.signum is not None:
+            raise Interrupted(self.stop.signum)
+        if self.stop is None and Path(hydra.sweep.dir, STOPPED).exists():
+            raise RunError("the sweep was stopped before this job")
         try:
             directory, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
             with directories.log_file(directory):
@@ -71,6 +89,10 @@ class Job:
                     Invocation(self.flags, overrides).write(directory)
                 config = to_config(composed)
                 return run_and_report(self.train, config, directory, overrides, flags=self.flags).objective
+        except Interrupted as interrupted:
+            if self.stop is not None:
+                raise
+            raise RunError(f"{interrupted}, and saved") from None  # a launcher takes it as the end of this job alone
         except Exception:
             if self.failures_left is not None:
                 self.failures_left -= 1

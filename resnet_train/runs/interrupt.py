@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,6 +18,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.signum = signum
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        return Interrupted, (self.signum,)  # from one process to another
 
     @property
     def exit_code(self) -> int:
@@ -52,15 +56,18 @@ ctrl_c = CtrlC()  # of the command line, while no `StopSignal` is active
 class StopSignal:
     """While active, the first signal sets `signum`; the second one interrupts at once, if a person has sent it.
 
-    Handlers that were there before are called too, except Python's own and `ctrl_c`, which raise ``KeyboardInterrupt``.
+    Handlers that were there before are called when it ends, so that one that exits finds everything saved; but not
+    Python's own and `ctrl_c`, which raise ``KeyboardInterrupt``. ``forward`` is called at once with the first signal.
     SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it.
     """
 
     SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
     _MAY_BE_IGNORED = _those_of("SIGHUP", "SIGQUIT", "SIGXCPU")
 
-    def __init__(self) -> None:
+    def __init__(self, forward: Callable[[int], None] | None = None) -> None:
         self.signum: int | None = None
+        self._forward = forward
+        self._received: list[int] = []
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -77,15 +84,20 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for signum, handler in self._previous.items():
+        previous = dict(self._previous)
+        for signum, handler in previous.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
+        for signum in self._received:
+            before = previous[signum]
+            if callable(before) and before not in (signal.default_int_handler, ctrl_c):
+                before(signum, None)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
         again = self.signum is not None
         self.signum = self.signum or signum
-        before = self._previous.get(signum)
-        if callable(before) and before not in (signal.default_int_handler, ctrl_c):
-            before(signum, frame)
+        self._received.append(signum)
+        if self._forward is not None and not again:
+            self._forward(signum)
         if again and signum not in _REPEATED:
             raise Interrupted(signum)

@@ -50,11 +50,17 @@ def train(
     if owns_process:
         keep_memory(run.plan)
     session = open_session(run, config, directory, clock=clock, command=command, invocation=invocation)
-    status = "failed"
+    with StopSignal() as stop:
+        return complete(run, session, config, stop)
+
+
+def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Summary:
+    """Train what is left, score, and leave a summary, however it ends."""
+    directory, status = session.directory, "failed"
     try:
         announce(run, session)
         with out_of_memory_named(config, device=run.facts.device, precision=run.facts.precision):
-            signum = fit(run, session)
+            signum = fit(run, session, stop)
             if signum is None:
                 score_best(run, session)
                 check_result(run)
@@ -80,12 +86,12 @@ def train(
         session.tensorboard.close(status)
 
 
-def fit(run: Run, session: Session) -> int | None:
+def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
     """Make the steps that are left; returns the signal that asked to stop, or None after the last step."""
     state, clock = run.state, session.clock
     metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
     first, last = state.step, run.timetable.total_steps
-    with StopSignal() as stop, progress_bar(done=first, total=last) as progress, at_rest():
+    with progress_bar(done=first, total=last) as progress, at_rest():
         clock.start()
         for step in range(first, last):
             session.profiler.before_step(step)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from resnet_train.cli.compose import compose
 from resnet_train.cli.launchers import launcher_of, plugin_overrides, sweeper_of
 from resnet_train.cli.overrides import parse
 from resnet_train.errors import ConfigError
+from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.summary import read_summary
 from tests.conftest import TINY, Shell
 
@@ -91,3 +95,54 @@ def test_nothing_is_written_for_a_refused_plugin(
     monkeypatch.chdir(tmp_path)
     assert answer(*TINY, "-m", "hydra/launcher=joblib", "max_failures=1", "seed=0,1") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "signum", "whole_group", "code"),
+    [
+        ("basic", signal.SIGUSR1, False, 75),
+        ("joblib", signal.SIGTERM, False, 143),
+        ("joblib", signal.SIGINT, True, 130),  # as a terminal sends it
+        ("submitit_local", signal.SIGTERM, False, 143),
+        ("submitit_local", signal.SIGINT, True, 130),
+    ],
+)
+def test_a_signal_saves_the_jobs_that_run(
+    launcher: str, signum: signal.Signals, whole_group: bool, code: int, shell: Shell
+) -> None:
+    length = ("epochs=null", "steps=100000", "checkpoint.every=50steps", "eval_every=50000steps")
+    options = ("hydra.launcher.n_jobs=2",) if launcher == "joblib" else ()
+    started = shell.start(
+        *(*TINY, *length, "-m", "seed=0,1,2", "sweep=stopped", f"hydra/launcher={launcher}", *options),
+        start_new_session=True,
+    )
+    sweep, running = shell.folder / "outputs/sweeps/stopped", 1 if launcher == "basic" else 2
+    deadline = time.monotonic() + 120
+    while len(list(sweep.glob("*/checkpoints/step-00000100.pt"))) < running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (os.killpg if whole_group else os.kill)(started.pid, signum)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == code, err
+    found = [summary for path in sweep.glob("*/summary.json") if (summary := read_summary(path.parent))]
+    assert len(found) >= running
+    assert {summary.status for summary in found} == {"interrupted"}
+    for summary in found:
+        assert read_checkpoint(Path(summary.directory) / "checkpoints/last.pt")["state"]["step"] == summary.steps >= 50
+    assert len(shell.table(out)) >= running
+    assert not (sweep / ".stopped").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_evaluation_ends_the_sweep(shell: Shell) -> None:
+    long_evaluation = ("epochs=null", "steps=3", "dataset.num_test=300000", "kernels=plain")
+    started = shell.start(*TINY, *long_evaluation, "-m", "seed=0,1", "sweep=late")
+    log, deadline = None, time.monotonic() + 120
+    while (log is None or "directory" not in log.read_text()) and time.monotonic() < deadline:
+        log = next(iter((shell.folder / "outputs/sweeps/late").glob("*/train.log")), None)
+        time.sleep(0.01)
+    time.sleep(1.0)  # the three steps are made
+    started.send_signal(signal.SIGINT)
+    out, _ = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert len(shell.table(out)) == 1, "no other job has begun"
