@@ -54,6 +54,7 @@ def train(
         signum = fit(run, session)
         if signum is None:
             score_best(run, session)
+        session.sync()
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
         summary.write(directory)
