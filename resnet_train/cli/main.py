@@ -59,7 +59,7 @@ def fail(program: str, error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, ConfigError) and error.details:
         print(error.details, file=sys.stderr)
-    print(f"{program}: {explain(error)}", file=sys.stderr)
+    print(f"{program}: {printable(explain(error))}", file=sys.stderr)  # it may quote a stranger's file
     return EXIT_CONFIG if is_config_error(error) else EXIT_FAILED
 
 

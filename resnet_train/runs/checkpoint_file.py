@@ -35,7 +35,7 @@ _OPCODES = {
     "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
     "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL", "REDUCE",
-    "BUILD", "BINPERSID",
+    "NEWOBJ", "BUILD", "BINPERSID",
 }
 # fmt: on
 _BYTES = {  # of an element
@@ -117,7 +117,7 @@ def read_declared(file: BinaryIO) -> Any:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def _read_zip(file: BinaryIO, size: int) -> Any:
@@ -234,7 +234,7 @@ class _Unpickler(pickle.Unpickler):
                 return tuple
             case "torch", _ if kind != name and kind in _BYTES:
                 return _Kind(_BYTES[kind])
-        raise CorruptCheckpoint(f"it holds more than tensors and plain values ({module}.{name})".replace("\n", " "))
+        raise CorruptCheckpoint(f"it holds more than tensors and plain values ({module[:100]}.{name[:100]})")
 
 
 def _check_plain(value: Any, *, at_most: int) -> None:

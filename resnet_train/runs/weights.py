@@ -7,6 +7,7 @@ checkpoint of another project that holds one. The file may come from a stranger:
 from __future__ import annotations
 
 import io
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_weights(path: Path, *, key: str = "init_from") -> Weights:
     try:
         content = _read(path.read_bytes())
     except Exception as error:  # bytes of a stranger: torch and safetensors meet them with any error there is
-        reason = printable((str(error).splitlines() or [""])[0] or type(error).__name__)
+        reason = printable((str(error).splitlines() or [""])[0][:300] or type(error).__name__)
         raise ConfigError(f"{key}: cannot read {path}: {reason}") from error
     weights = unwrapped(content)
     if not isinstance(weights, dict) or not all(
@@ -59,6 +60,8 @@ def _read(data: bytes) -> Any:
         unseal(data)  # one of our own
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text advises to run what is in the file
+        raise CorruptCheckpoint("it holds more than tensors and plain values") from error
     except RuntimeError as error:
         raise CorruptCheckpoint(f"torch cannot read it: {error}") from error
 

@@ -227,11 +227,11 @@ def test_a_checkpoint_that_is_being_written_leaves_nothing(shell: Shell) -> None
     for _ in range(20):
         started = shell.start(*overrides, stdout=-3, stderr=-3)
         folder = shell.folder / "run" / "checkpoints"
-        while started.poll() is None and not list(folder.glob(".*.tmp")):
+        while started.poll() is None and not (list(folder.glob("step-*.pt")) and list(folder.glob(".*.tmp"))):
             time.sleep(0.001)
         started.kill()
         started.communicate()
-        if (left := list(folder.glob(".*.tmp"))) and list(folder.glob("step-*.pt")):
+        if left := list(folder.glob(".*.tmp")):
             break
     assert left
     done = int(max(folder.glob("step-*.pt")).stem.partition("-")[2])
