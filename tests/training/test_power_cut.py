@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import random
 import re
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -124,6 +126,34 @@ def test_a_finished_run_keeps_its_last_row(straight: Path, tmp_path: Path, tiny:
     rows = (directory / "metrics.csv").read_text().splitlines()
     assert rows[: len((straight / "metrics.csv").read_text().splitlines())][-1].startswith("12,")
     assert (straight / "metrics.csv").read_text().splitlines()[-1] == rows[6]
+
+
+def test_numbers_are_on_disk_before_the_summary_says_that_the_run_finished(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would write them again then. Until then the checkpoints hold them too."""
+    order: list[str] = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append(f"to {new}"), rename(old, new)))
+    run(tiny("epochs=null", "steps=2"), directory=tmp_path)
+    (events,) = tmp_path.glob("events*")
+    names = [name.replace(f"{tmp_path}/", "") for name in order]
+    finished = names.index("to summary.json")
+    assert {"metrics.csv", events.name} <= set(names[names.index("to checkpoints/step-00000002.pt") : finished])
+    assert names[-1] == str(tmp_path)
+
+
+def test_a_file_system_that_cannot_sync_folders(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def without_folders(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", without_folders)
+    assert run(tiny("epochs=null", "steps=2"), directory=tmp_path).status == "finished"
 
 
 # ------------------------------------------------------------------------------------------------------ another length
