@@ -64,6 +64,7 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
             if signum is None:
                 score_best(run, session)
                 check_result(run)
+        session.sync()
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
         summary.write(directory)
