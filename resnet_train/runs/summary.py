@@ -37,6 +37,7 @@ class Facts:
     multiply_adds: int = 0  # of one image
     dataset: str = ""
     images: dict[str, int] = field(default_factory=dict)  # split: number of images
+    classes: list[str] = field(default_factory=list)  # names, in label order
     device: str = ""
     hardware: str = ""
     precision: str = ""
