@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs import directory as directories
-from resnet_train.runs.console import duration
+from resnet_train.runs.console import duration, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.summary import Summary
 
@@ -88,7 +87,7 @@ def run_and_report(
     """Train, and print what a person wants to know then; ``flags`` and ``overrides`` are kept, to be told in tables."""
     # A change is forced through once, not whenever the run is resumed.
     kept = without(overrides, "resume_force")
-    command = shlex.join([PROGRAM, *flags, *overrides])
+    command = shell_quote(*[PROGRAM, *flags, *overrides])
     result = train(
         config, directory=directory, invocation=Invocation(list(flags), kept), command=command, owns_process=True
     )
@@ -97,8 +96,8 @@ def run_and_report(
         f"trained {duration(result.train_seconds)} at {result.images_per_second:,.0f} images/s, "
         f"{duration(result.total_seconds)} in all\n"
         f"{result.directory}\n"
-        f"  tensorboard --logdir {shlex.quote(result.directory)}\n"
-        f"  {PROGRAM} resume={shlex.quote(result.directory)} {'steps' if config.steps else 'epochs'}=...   # train on"
+        f"  {runnable('tensorboard', '--logdir', result.directory)}\n"
+        f"  {runnable(PROGRAM, f'resume={result.directory}')} {'steps' if config.steps else 'epochs'}=...   # train on"
     )
     return result
 

@@ -6,7 +6,6 @@ Hydra's sweepers and launchers run the jobs, so those that are installed as plug
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from resnet_train.cli.launchers import BASIC, plugin_overrides, sweeper_of
 from resnet_train.cli.overrides import Request, key_of, merge_overrides, quoted, value_of, values_of, without
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
+from resnet_train.runs.console import runnable
 from resnet_train.runs.summary import read_summary, sweep_table
 
 MAX_CHECKED_JOBS = 200  # of a sweep, before it starts; a composition takes some 0.1 s
@@ -40,7 +40,10 @@ class SweepOptions:
 def take_sweep_options(request: Request) -> tuple[SweepOptions, Request]:
     """Take ``sweep=NAME`` and ``max_failures=N`` out of the overrides; raises `ConfigError` for other values."""
     rules = {
-        "sweep": (r"[\w.+-]+", "a name of letters, digits and . _ + -"),
+        "sweep": (
+            r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[\w.+-]*[\w+-]",  # what Windows can name a folder
+            "a name of letters, digits and . _ + -",
+        ),
         "max_failures": (r"[1-9]\d{0,9}", "a number above 0"),
     }
     found: dict[str, str] = {}
@@ -164,6 +167,6 @@ def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     found.sort()
     jobs, words = [job for _, _, job in found], [overrides for _, overrides, _ in found]
     print(f"\n{sweep_table(jobs, words)}\n\nsweep: {directory}")
-    print(f"tensorboard --logdir {shlex.quote(str(directory))}")
+    print(runnable("tensorboard", "--logdir", str(directory)))
     results = [read_summary(job) for job in jobs]
     return sum(result is not None and result.status == "failed" for result in results)
