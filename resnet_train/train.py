@@ -9,12 +9,12 @@ within a second.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
 
 from resnet_train.config.run import Config
+from resnet_train.runs.console import shell_quote, shown_in_a_notebook
 from resnet_train.runs.directory import Invocation, create, lock, log_file
 from resnet_train.runs.resume import finished_already
 from resnet_train.runs.summary import Summary
@@ -52,7 +52,7 @@ def run(
     finished = finished_already(config, directory)
     if finished:
         return finished
-    with lock(directory), log_file(directory):
+    with lock(directory) as held, shown_in_a_notebook(), log_file(directory):
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         from resnet_train.training.loop import train
@@ -60,8 +60,9 @@ def run(
         return train(
             config,
             directory,
+            lock=held,
             invocation=invocation,
-            command=command or shlex.join(sys.argv),
+            command=command or shell_quote(*sys.argv),
             owns_process=owns_process,
         )
 

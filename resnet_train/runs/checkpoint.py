@@ -8,6 +8,7 @@ types only.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -17,6 +18,7 @@ import re
 import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +162,12 @@ class Checkpoints:
             if best:
                 link_atomically(path, self.folder / "best.pt")
             numbered = self._numbered()
+            if path not in numbered:  # the directory was taken away just now
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             later = numbered[: numbered.index(path)]  # corrupt ones that this run went back behind
             for old in (*later, *numbered[len(later) + self.keep :]):
-                old.unlink(missing_ok=True)
+                with suppress(OSError):  # on Windows while somebody reads it: the next checkpoint tries again
+                    old.unlink()
         except OSError as error:
             raise RunError(
                 f"cannot write the checkpoint {path}: {error.strerror or error}; the checkpoints before it are whole. "

@@ -11,6 +11,7 @@ from resnet_train.config.run import Config
 from resnet_train.runs.checkpoint import FORMAT, Checkpoints
 from resnet_train.runs.console import count
 from resnet_train.runs.directory import Invocation, write_config
+from resnet_train.runs.lock import Lock
 from resnet_train.runs.metrics_table import MetricsTable, Row
 from resnet_train.runs.resume import Notice, choose_checkpoint
 from resnet_train.runs.tensorboard import TensorBoard
@@ -25,6 +26,7 @@ class Session:
     """Where numbers and weights of a run go, and its time."""
 
     directory: Path
+    lock: Lock  # of the directory
     command: str
     notices: list[Notice]  # what to announce
     forced: list[str]  # changes that resume_force let through
@@ -37,12 +39,14 @@ class Session:
 
     def write(self, step: int, row: Row, *, images_per_second: float | None = None) -> None:
         """Write a row to ``metrics.csv`` and to TensorBoard; the throughput to the latter alone."""
+        self.lock.check()
         self.table.write(step, row)
         throughput = {} if images_per_second is None else {"throughput/images_per_second": images_per_second}
         self.tensorboard.write(step, row | throughput)
 
     def save(self, run: Run, *, best: bool = False) -> None:
         """Begin to write a checkpoint of this moment; it is on disk when the next one begins, or `fit` returns."""
+        self.lock.check()
         content = {
             "format": FORMAT,
             "state": run.state.state_dict(),
@@ -59,7 +63,7 @@ class Session:
 
 
 def open_session(
-    run: Run, config: Config, directory: Path, *, clock: Clock, command: str, invocation: Invocation | None
+    run: Run, config: Config, directory: Path, *, lock: Lock, clock: Clock, command: str, invocation: Invocation | None
 ) -> Session:
     """Continue the run in ``directory`` from its newest checkpoint, or begin it there.
 
@@ -78,12 +82,14 @@ def open_session(
     if resumed is not None and state.step < total_steps:
         lr = run.lr_schedule(state.step)
         notices.append((logging.INFO, f"the learning rate continues at {lr:.4g}, towards {count(total_steps)} steps"))
+    lock.check()
     # Only now is it certain that this run can continue: what stood in its directory until here was left alone.
     write_config(config, directory)
     if invocation is not None:
         invocation.write(directory)
     session = Session(
         directory=directory,
+        lock=lock,
         command=command,
         notices=notices,
         forced=[] if resumed is None else resumed.forced,
