@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -142,9 +143,14 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
 
 
 def expand_home(override: str) -> str:
-    """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is."""
+    """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is.
+
+    A share of a Windows network is put into quotes too: outside them, Hydra's grammar takes two backslashes for one.
+    """
     key, _, value = override.partition("=")
-    return f"{key}={quoted(Path(value).expanduser())}" if value == "~" or value.startswith("~/") else override
+    if value == "~" or value.startswith(("~/", f"~{os.sep}")):
+        return f"{key}={quoted(Path(value).expanduser())}"
+    return f"{key}={quoted(value)}" if re.fullmatch(r"\\\\[^\\,'\"]+\\[^,'\"]+", value) else override
 
 
 def quoted(path: Path | str) -> str:

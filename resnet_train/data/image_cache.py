@@ -17,6 +17,7 @@ from tqdm import tqdm
 from resnet_train.data.decode import decode
 from resnet_train.data.files import ImageFiles, locked
 from resnet_train.errors import ConfigError
+from resnet_train.runs.atomic import replace
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def write_cache(path: Path, files: ImageFiles, shape: tuple[int, ...]) -> None:
                 file.write(image.tobytes())
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

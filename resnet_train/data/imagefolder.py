@@ -102,4 +102,4 @@ def walk(folder: Path, top: Path) -> Iterator[str]:
         inside = Path(path).relative_to(folder)
         for name in files:
             if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield str(inside / name)
+                yield (inside / name).as_posix()  # in one order on every system

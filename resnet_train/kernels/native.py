@@ -38,10 +38,10 @@ def compiler() -> tuple[str, str]:
         path = shutil.which(name)
         if path is not None:
             try:
-                answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+                answer = subprocess.run([path, "--version"], capture_output=True, timeout=20, check=True)
             except (OSError, subprocess.SubprocessError):
                 continue
-            return path, answer.stdout.partition("\n")[0]
+            return path, os.fsdecode(answer.stdout).partition("\n")[0]
     raise Unavailable("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
 
 
@@ -89,6 +89,8 @@ def load(source: str, options: Sequence[str], *, package: str = PACKAGE, depends
     ``options`` go to the compiler; the headers of this package's ``csrc/`` are found by ``#include "..."``.
     ``depends_on``: what else tells one result from another.
     """
+    if os.name == "nt":
+        raise Unavailable("the C++ has not been tried on Windows yet")
     path, version = compiler()
     files = _headers() | {source: resources.files(package).joinpath("csrc", source).read_bytes()}
     command = [path, *OPTIONS, *options]
@@ -108,14 +110,14 @@ def load(source: str, options: Sequence[str], *, package: str = PACKAGE, depends
             done = subprocess.run(
                 [path, *OPTIONS, "-o", str(built), str(Path(scratch, source)), *options],
                 capture_output=True,
-                text=True,
                 timeout=COMPILE_TIMEOUT_SECONDS,
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"{path} could not be run: {error}") from error
         if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            said = os.fsdecode(done.stderr).splitlines()
+            lines = [line for line in said if "error" in line] or said
             raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
         os.replace(built, target)
     try:
@@ -150,7 +152,7 @@ def _folder() -> Path:
 def _processor() -> str:
     """What tells processors apart whose instructions differ: code made for one may not run on another."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             flags = next(line for line in file if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = ""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -41,6 +44,21 @@ def link_atomically(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
+
+
+def replace(source: Path, target: Path) -> None:
+    """``os.replace``, tried for some seconds: Windows refuses it while another program has ``target`` open."""
+    for seconds in (*PAUSES_SECONDS, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in (5, 32):  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
+                raise
+            if seconds is None:
+                text = "another program (an editor, a spreadsheet, a virus scanner) has it open"
+                raise PermissionError(error.errno, text, str(target)) from error
+            time.sleep(seconds)
 
 
 def _sync_folder(folder: Path) -> None:

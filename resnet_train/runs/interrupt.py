@@ -10,6 +10,11 @@ from typing import Any
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler can be told to start again
 
 
+def _named(*names: str) -> tuple[signal.Signals, ...]:
+    """The signals that this system has: Windows lacks most of them, and SIGBREAK (Ctrl-Break) is its own."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and did so with a checkpoint; not an error, so no ``except Exception`` catches it."""
 
@@ -20,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
     @property
     def exit_code(self) -> int:
         """What shells report for a process that ended by this signal, 130 for Ctrl-C, 143 for SIGTERM; or requeue."""
-        return EXIT_REQUEUE if self.signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + self.signum
+        return EXIT_REQUEUE if self.signum in _named("SIGUSR1", "SIGUSR2") else 128 + self.signum
 
 
 class StopSignal:
@@ -29,7 +34,7 @@ class StopSignal:
     Handlers that were there before are called too, except Python's own, which would raise ``KeyboardInterrupt``.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    SIGNALS = _named("SIGINT", "SIGTERM", "SIGBREAK", "SIGUSR1", "SIGUSR2")
 
     def __init__(self) -> None:
         self.signum: int | None = None

@@ -98,7 +98,7 @@ class Summary(Facts):
 def read_summary(directory: Path) -> Summary | None:
     """The summary in ``directory``; None where there is none yet or it is corrupt."""
     try:
-        plain = json.loads((directory / FILE).read_text())
+        plain = json.loads((directory / FILE).read_text(encoding="utf-8"))
         for key in ("last", "best"):
             plain[key] = {split: Score(**score) for split, score in plain[key].items()}
         return Summary(**plain)
