@@ -7,9 +7,11 @@ costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own would have to be imported
 if TYPE_CHECKING:
+    from typing import Any
+
     from resnet_train.cli.compose import load_config
     from resnet_train.runs.summary import Summary
     from resnet_train.train import run

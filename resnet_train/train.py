@@ -4,20 +4,22 @@ A run, from top to bottom: its directory is found or made and locked; everything
 (`training.setup`); the run begins, or continues where it stopped (`training.session`, `runs.resume`); then the loop
 (`training.loop`) and the summary. torch is imported after the lock, so that whatever is wrong with a request is said
 within a second.
+
+Nothing is imported before it is needed: a Ctrl-C before `main` begins leaves a traceback.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from datetime import datetime
-from pathlib import Path
 
-from resnet_train.config.run import Config
-from resnet_train.runs.console import shell_quote, shown_in_a_notebook
-from resnet_train.runs.directory import Invocation, create, lock, log_file
-from resnet_train.runs.resume import finished_already
-from resnet_train.runs.summary import Summary
+TYPE_CHECKING = False  # typing's own would have to be imported
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnet_train.config.run import Config
+    from resnet_train.runs.directory import Invocation
+    from resnet_train.runs.summary import Summary
 
 
 def run(
@@ -39,39 +41,70 @@ def run(
         owns_process: whether process-wide switches may be set: the command line's process is its own.
 
     Raises:
-        ConfigError: ``config`` does not fit the data, the machine, or the run that ``directory`` holds.
+        ConfigError: ``config`` does not fit the data, the machine and its memory, or the run that ``directory`` holds;
+            or another run is going on in this process.
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    if directory is None and config.resume:
-        directory = Path(config.resume)
-    if directory is None:
-        now = datetime.now()
-        directory = create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
-    directory = directory.absolute()
-    finished = finished_already(config, directory)
-    if finished:
-        return finished
-    with lock(directory) as held, shown_in_a_notebook(), log_file(directory):
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        from resnet_train.training.loop import train
+    from datetime import datetime
+    from pathlib import Path
 
-        return train(
-            config,
-            directory,
-            lock=held,
-            invocation=invocation,
-            command=command or shell_quote(*sys.argv),
-            owns_process=owns_process,
-        )
+    from resnet_train.runs.alone import alone
+    from resnet_train.runs.console import shell_quote, shown_in_a_notebook
+    from resnet_train.runs.directory import create, lock, log_file
+    from resnet_train.runs.memory import check_memory
+    from resnet_train.runs.resume import finished_already
+
+    with alone():
+        check_memory(config)
+        if directory is None and config.resume:
+            directory = Path(config.resume)
+        if directory is None:
+            now = datetime.now()
+            directory = create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
+        directory = directory.absolute()
+        finished = finished_already(config, directory)
+        if finished:
+            return finished
+        with lock(directory) as held, shown_in_a_notebook(), log_file(directory):
+            if config.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            from resnet_train.training.loop import train
+
+            return train(
+                config,
+                directory,
+                lock=held,
+                invocation=invocation,
+                command=command or shell_quote(*sys.argv),
+                owns_process=owns_process,
+            )
 
 
 def main() -> None:
     """``resnet-train``, ``python -m resnet_train.train``."""
-    from resnet_train.cli.main import main as command_line
+    import signal
 
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+    from resnet_train.cli.main import main as command_line
+    from resnet_train.cli.streams import make_best_effort
+    from resnet_train.runs.interrupt import ctrl_c
+
+    if ours:
+        signal.signal(signal.SIGINT, ctrl_c)
+    make_best_effort()
     sys.exit(command_line(sys.argv[1:], run))
+
+
+def first() -> None:
+    """``scripts/train`` without arguments."""
+    from resnet_train.cli.first_run import first_run
+    from resnet_train.cli.streams import make_best_effort
+
+    make_best_effort()
+    sys.exit(first_run(run))
 
 
 if __name__ == "__main__":

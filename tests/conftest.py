@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,15 @@ def cifar10_root() -> Path:
         if os.environ.get("CI") or os.environ.get("RESNET_TRAIN_REQUIRE_DATA"):
             pytest.fail(message)
         pytest.skip(message)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root() -> Path:
+    """The folder of Fashion-MNIST's four files; tests on them are skipped without it."""
+    root = Path(os.environ.get("RESNET_TRAIN_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    if not (root / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no Fashion-MNIST in {root}; name its folder in RESNET_TRAIN_FASHION_MNIST")
     return root
 
 
@@ -131,6 +141,12 @@ class Shell:
     def program(self, program: tuple[str, ...] | str) -> tuple[str, ...]:
         """A console script of the environment that runs the tests, or a command as it is."""
         return (str(Path(sys.executable).with_name(program)),) if isinstance(program, str) else program
+
+    @staticmethod
+    def table(out: str) -> list[str]:
+        """The rows of the last table of a sweep."""
+        *_, last = re.split(r"^.*status +result +train s +job\n", out, flags=re.MULTILINE)
+        return last.partition("\n\n")[0].splitlines()
 
     def wait_for(self, path: str, process: subprocess.Popen[str]) -> None:
         """Wait until ``path`` is there; fails where ``process`` ends before."""

@@ -30,7 +30,13 @@ GROUPS = ("model", "dataset", "optim", "schedule", "experiment")
 OPTIONS = {
     "": ("model=resnet20",),
     "model": ("model=resnet20", "model=plain20", "model=resnet18", "model=plain18"),
-    "dataset": ("dataset=cifar10", "dataset=cifar100", "dataset=imagefolder", "dataset=synthetic"),
+    "dataset": (
+        "dataset=cifar10",
+        "dataset=cifar100",
+        "dataset=fashion_mnist",
+        "dataset=imagefolder",
+        "dataset=synthetic",
+    ),
     "optim": ("optim=sgd", "optim=adamw"),
     "schedule": ("schedule=cosine", "schedule=linear", "schedule=multistep", "schedule=constant"),
 }

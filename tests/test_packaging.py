@@ -49,7 +49,7 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    where = run(python, "-c", "import resnet_train, resnet_train.cli as c; print(c.config_folder())", cwd=elsewhere)
+    where = run(python, "-c", "import resnet_train.config.store as s; print(s.config_folder())", cwd=elsewhere)
     assert Path(where.strip()) == site / "resnet_train" / "conf"
 
     program = tmp_path / "env" / "bin" / "resnet-train"

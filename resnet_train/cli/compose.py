@@ -78,6 +78,10 @@ def _compose(request: Request, name: str, overrides: Sequence[str]) -> Composed:
         except (ConfigError, HydraException, OmegaConfBaseException):
             raise
         except Exception as error:  # Hydra's parser meets some overrides with a bare ValueError or AssertionError
+            empty = [key_of(override) for override in overrides if override.endswith("=null")]
+            if "Got NoneType" in str(error) and empty:
+                options = ", ".join(sorted(options_of(empty[0]), key=natural))
+                raise ConfigError(f"{empty[0]}: expected one of {options}, got null") from error
             raise ConfigError(f"cannot make sense of {shell_quote(*overrides)}: {error}") from error
     with read_write(node), open_dict(node):
         hydra_node = node.pop("hydra")

@@ -18,15 +18,15 @@ from omegaconf.errors import (
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
-    ValidationError,
 )
 
-from resnet_train.cli.overrides import PROGRAM
+from resnet_train.cli.overrides import PROGRAM, quoted
 from resnet_train.config.checks import nearest_name
 from resnet_train.config.dataset import AugmentConfig
 from resnet_train.config.run import CheckpointConfig, Config
 from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
+from resnet_train.runs.console import shell_quote
 
 
 def is_config_error(error: Exception) -> bool:
@@ -51,19 +51,27 @@ def _explain(error: Exception) -> str:
         case MissingConfigException():
             return _explain_missing(error)
         case OverrideParseException():
-            return (
-                f"cannot read the override {error.override!r}: expected KEY=VALUE; values that hold any of {{}}[](),:=$"
-                f" or spaces need quotes of their own, as in 'name=\"a b\"'"
-            )
+            return _explain_unreadable(str(error.override))
         case ConfigCompositionException():
             return _explain_composition(error)
-        case MissingMandatoryValue() | ValidationError() | InterpolationResolutionError():
+        case OmegaConfBaseException():
             return _explain_value(error)
-        case HydraException() | OmegaConfBaseException():
+        case HydraException():
             return one_line(str(error))
         case _:
             text = f"{type(error).__name__}: {one_line(str(error))}"
             return f"{text} (this is not foreseen; HYDRA_FULL_ERROR=1 shows where)"
+
+
+def _explain_unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key):
+        return f"cannot read {override!r}: expected KEY=VALUE, as in epochs=10; {PROGRAM} --help shows what can be set"
+    special = dict.fromkeys(character for character in value if not re.match(r"[\w./+%@?|*-]", character, re.ASCII))
+    held = " ".join("a space" if character == " " else character for character in special) or "what is special"
+    fix = f"{key}={quoted(value)}"
+    fix = f'"{fix}"' if not re.search(r'["$`\\]', fix) else shell_quote(fix)
+    return f"cannot read {override!r}: its value holds {held}, which needs quotes of its own; write {fix}"
 
 
 def one_line(text: str) -> str:
@@ -74,13 +82,47 @@ def one_line(text: str) -> str:
 
 def unknown_key_message(key: str, composed: DictConfig | None = None) -> str:
     """Name an unknown key, the nearest known one, and how to see them all."""
+    if key == "experiment":
+        return (
+            "experiment: a recipe of your own has to begin with the line # @package _global_, with nothing in front of "
+            "it, not even a byte order mark"
+        )
     names = known_keys(composed)
-    parent, _, leaf = key.rpartition(".")
-    siblings = [name for name in names if name.rpartition(".")[0] == parent]
-    nearest = nearest_name(leaf, [name.rpartition(".")[2] for name in siblings])
-    nearest = ".".join(filter(None, (parent, nearest))) if nearest else nearest_name(key, names)
+    if key in names:
+        return f"{key}: keys in YAML do not nest by dots; write {key.replace('.', ': {', 1)}: ...}} there"
+    nearest = _nearest_key(key, names)
     hint = f"did you mean {nearest}?" if nearest else f"{PROGRAM} --cfg job shows all keys"
     return f"{key}: no such key; {hint}"
+
+
+# What other programs call our keys.
+ALIASES = {
+    "learning_rate": "lr",
+    "arch": "model",
+    "batchsize": "batch_size",
+    "bs": "batch_size",
+    "data": "root",
+    "gpu": "device",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "wd": "weight_decay",
+}
+
+
+def _nearest_key(key: str, names: list[str]) -> str | None:
+    """A key of the same group first, then one that ends in the same word, then whatever looks most like it."""
+    parent, _, leaf = key.rpartition(".")
+    leaf = ALIASES.get(leaf, leaf)
+    ends = {name: name.rpartition(".")[2] for name in names}
+    siblings = [end for name, end in ends.items() if name.rpartition(".")[0] == parent]
+    if leaf in siblings:
+        return ".".join(filter(None, (parent, leaf)))
+    if leaf in ends.values():
+        return next(name for name, end in ends.items() if end == leaf)
+    nearest = nearest_name(leaf, siblings)
+    return ".".join(filter(None, (parent, nearest))) if nearest else nearest_name(key, names)
 
 
 def known_keys(composed: DictConfig | None = None) -> list[str]:
@@ -112,7 +154,19 @@ def _explain_missing(error: MissingConfigException) -> str:
     options = list(error.options or options_of(group))
     nearest = nearest_name(name, options)
     hint = f"; did you mean {group}={nearest}?" if nearest else ""
+    if group.startswith("hydra/") and name in PLUGINS:
+        hint = f"; install it with: pip install {PLUGINS[name]}"
     return f"{group}: expected one of {', '.join(sorted(options, key=natural))}, got {name!r}{hint}"
+
+
+# Options of hydra/launcher and hydra/sweeper that come with a package; versions that Hydra 1.3 works with.
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
 
 
 def natural(name: str) -> tuple[str, int]:
@@ -131,9 +185,16 @@ def _explain_composition(error: ConfigCompositionException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _explain_value(cause)
     text = one_line(str(error))
-    ambiguous = re.match(r"Ambiguous value for argument '(.*?)=(.*?)'", text)
-    if ambiguous:
-        return f"{ambiguous[1]}: expected one value, got {ambiguous[2]}; to sweep over them put -m in front"
+    sweep = "{}: expected one value, got {}; to sweep over them put -m in front"
+    for pattern, words in (
+        (r"Ambiguous value for argument '(.*?)=(.*?)'", sweep),
+        (r"Sweep parameters '(.*?)=(.*)' requires", sweep),
+        (r"Multiple values for (\S+?)\. .*?: (\S+)'", "{0}: expected one option; write {0}={1} once, without a +"),
+        (r"Could not append .* at '(.*?)'\..*?prefix: '(.*?)'", "{}: it is there already; leave the + out, as in {}"),
+    ):
+        found = re.match(pattern, text)
+        if found:
+            return words.format(*found.groups())
     return text
 
 
@@ -147,7 +208,7 @@ def _other_option_hint(key: str, cause: OmegaConfBaseException) -> str | None:
     ]
     current = cause.object_type
     name = getattr(current, "NAME", None)
-    if not owners or not is_dataclass(current):
+    if not owners or not is_dataclass(current) or current is Config:
         return None
     if group == "model":
         family = {"cifar_resnet": "the 6n+2 networks", "resnet": "resnet18 to resnet152 and their plain counterparts"}
@@ -166,6 +227,9 @@ def _explain_value(error: OmegaConfBaseException) -> str:
     for kind, words in kinds.items():
         if f"could not be converted to {kind}" in message or f"is not a valid {kind.lower()[:4]} " in message:
             return f"{key}: expected {words}, got {got!r}"
+    missing = re.search(r"missing \d+ required positional arguments?: '(\w+)'", message)
+    if missing:
+        return f"{missing[1]}: every run needs a value here, it cannot be removed; set {missing[1]}=VALUE"
     if "does not support deletion" in message:
         return f"{key}: every run needs a value here, it cannot be removed; set {key}=VALUE"
     if "is not Optional" in message:
@@ -175,4 +239,4 @@ def _explain_value(error: OmegaConfBaseException) -> str:
         if not key:  # a whole group, given as a value in somebody's YAML
             return f"expected a group of keys, got {got!r} in its place; name an option, as in optim=sgd"
         return f"{key}: expected a group of keys, got {got!r}; set {key}.KEY=VALUE"
-    return f"{key}: {message}"
+    return f"{key}: {message}" if key else message

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +20,17 @@ from resnet_train.cli.overrides import PROGRAM, without
 from resnet_train.config.run import Config
 from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
+from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Summary
+
+logger = logging.getLogger(__name__)
+
+STOPPED = ".stopped"  # in a sweep's directory: no job is to begin
 
 
 class Train(Protocol):
@@ -44,10 +53,21 @@ class Job:
     ``failures_left`` counts down where jobs share this process; None for any number.
     """
 
-    def __init__(self, train: Train, *, flags: Sequence[str] = (), failures_left: int | None = None) -> None:
+    def __init__(
+        self,
+        train: Train,
+        *,
+        flags: Sequence[str] = (),
+        failures_left: int | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
         self.train = train
         self.flags = list(flags)
         self.failures_left = failures_left
+        self.stop = stop  # of the sweep, where jobs share its process
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"stop": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """In another process, which has to know the schema before the job's configuration is composed there."""
@@ -55,8 +75,12 @@ class Job:
         self.__dict__.update(state)
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Train what Hydra composed, in the directory that it chose."""
+        """Train what Hydra composed, in the directory that it chose; not where the sweep was asked to stop."""
         hydra = HydraConfig.get()
+        if self.stop is not None and self.stop.signum is not None:
+            raise Interrupted(self.stop.signum)
+        if self.stop is None and Path(hydra.sweep.dir, STOPPED).exists():
+            raise RunError("the sweep was stopped before this job")
         try:
             directory, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
             with directories.log_file(directory):
@@ -64,6 +88,10 @@ class Job:
                     Invocation(self.flags, overrides).write(directory)
                 config = to_config(composed)
                 return run_and_report(self.train, config, directory, overrides, flags=self.flags).objective
+        except Interrupted as interrupted:
+            if self.stop is not None:
+                raise
+            raise RunError(f"{interrupted}, and saved") from None  # a launcher takes it as the end of this job alone
         except Exception:
             if self.failures_left is not None:
                 self.failures_left -= 1
@@ -73,7 +101,8 @@ class Job:
 
 
 def check_inputs(config: Config) -> None:
-    """Raise `ConfigError` where the data or ``init_from`` are not there: by their names, before torch is imported."""
+    """Raise `ConfigError` where the data or ``init_from`` are not there, or cannot fit: before torch is imported."""
+    check_memory(config)
     check_available(config.dataset)
     if config.init_from is not None and not Path(config.init_from).exists():
         raise ConfigError(
@@ -85,6 +114,8 @@ def run_and_report(
     train: Train, config: Config, directory: Path, overrides: Sequence[str], *, flags: Sequence[str]
 ) -> Summary:
     """Train, and print what a person wants to know then; ``flags`` and ``overrides`` are kept, to be told in tables."""
+    if "torch" not in sys.modules:
+        logger.info("loading PyTorch and the data set (%s)", config.dataset.name)
     # A change is forced through once, not whenever the run is resumed.
     kept = without(overrides, "resume_force")
     command = shell_quote(*[PROGRAM, *flags, *overrides])
@@ -102,12 +133,33 @@ def run_and_report(
     return result
 
 
+class ConsoleFormatter(logging.Formatter):
+    """Messages as they are; on a terminal folded to its width, lines of the header below their value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text for the console."""
+        text = super().format(record)
+        if not sys.stdout.isatty() or "\n" in text:
+            return text
+        name = re.match(r"\w+ {2,}", text)
+        indent = " " * (len(name[0]) if name else 4)
+        columns = shutil.get_terminal_size().columns
+        return textwrap.fill(
+            text,
+            columns,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+
+
 @contextmanager
 def console_log() -> Iterator[None]:
     """Show the package's log on standard output, a message a line, as sweeps do by Hydra's configuration."""
     root, package = logging.getLogger(), logging.getLogger("resnet_train")
     handler, level = logging.StreamHandler(sys.stdout), package.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(ConsoleFormatter())
     root.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

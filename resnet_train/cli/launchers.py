@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -20,6 +24,30 @@ def launcher_of(hydra: DictConfig) -> str:
 def sweeper_of(hydra: DictConfig) -> str:
     """The option of hydra/sweeper: ``basic`` runs every combination."""
     return str(hydra.runtime.choices["hydra/sweeper"])
+
+
+def forward(signum: int) -> None:
+    """Let the processes of jobs save and stop too: SIGTERM to those that did not get ``signum`` themselves.
+
+    What a terminal sends (Ctrl-C) goes to all processes of its group. Found by Linux's /proc; elsewhere jobs run to
+    their end, and no other begins.
+    """
+    of_terminal = signal.Signals(signum).name in ("SIGINT", "SIGHUP", "SIGQUIT")
+    waiting = _children(os.getpid())
+    while waiting:
+        child = waiting.pop()
+        with suppress(OSError):
+            waiting += _children(child)
+            if not (of_terminal and os.getpgid(child) == os.getpgid(0)):
+                os.kill(child, signal.SIGTERM)
+
+
+def _children(process: int) -> list[int]:
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, path.read_text(encoding="ascii").split())
+    return found
 
 
 def plugin_overrides(hydra: DictConfig, overrides: Sequence[str], *, max_failures: int | None) -> list[str]:

@@ -16,6 +16,7 @@ import hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from resnet_train.cli.complete import complete
 from resnet_train.cli.compose import VERSION_BASE, Composed, compose, compose_saved
 from resnet_train.cli.explain import explain, is_config_error
 from resnet_train.cli.help import help_text
@@ -28,7 +29,7 @@ from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs import directory as directories
 from resnet_train.runs import resume
-from resnet_train.runs.interrupt import Interrupted
+from resnet_train.runs.interrupt import Interrupted, ctrl_c
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str], train: Train) -> int:
     except SystemExit as ended:  # Hydra's own: --hydra-help, completion
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     except Exception as error:
+        if ctrl_c.pressed:  # what came of it in a library
+            print("interrupted", file=sys.stderr)
+            return 130
         return fail(PROGRAM, error)
 
 
@@ -68,6 +72,8 @@ def _main(request: Request, train: Train) -> int:
         print(f"{PROGRAM} {metadata.version(PROGRAM)}")
     elif request.show:
         show(request, compose(request))
+    elif offered := completion(request):
+        print(" ".join(offered))
     elif request.info or request.passed_on:
         if request.info:
             compose(request)  # what would be refused is refused in one line
@@ -78,6 +84,12 @@ def _main(request: Request, train: Train) -> int:
     else:
         return run(request, train)
     return 0
+
+
+def completion(request: Request) -> list[str] | None:
+    """What is offered for a word that is being typed; None where Hydra answers, or nothing is typed."""
+    asked = request.passed_on and "query=bash" in request.overrides
+    return complete(os.environ.get("COMP_LINE", "")) if asked else None
 
 
 def _unreachable(_: DictConfig) -> None:
@@ -118,6 +130,8 @@ def run(request: Request, train: Train) -> int:
     check_inputs(composed.config)
     fixed = values_of(overrides, "hydra.run.dir")
     wanted = Path(composed.hydra.run.dir)
+    if fixed and wanted.is_dir() and any(path.name != directories.LOCK for path in wanted.iterdir()):
+        raise ConfigError(f"hydra.run.dir: expected a new or empty folder, or a run's, got {wanted}; choose another")
     made = not wanted.exists()
     directory = wanted.absolute() if fixed else directories.create(wanted)
     try:
@@ -157,6 +171,12 @@ def resumed_directory(request: Request) -> Path | None:
     """The run that is asked for, by ``resume=`` or as ``hydra.run.dir``; None for a new one. Raises `ConfigError`."""
     asked, fixed = values_of(request.overrides, "resume"), values_of(request.overrides, "hydra.run.dir")
     if asked and asked[-1] != "null":
+        value = Path(unquoted(asked[-1]))
+        if value.suffix == ".pt" and value.parent.name == "checkpoints":
+            raise ConfigError(
+                f"resume: expected a run directory, got the checkpoint {value}; resume={value.parent.parent} continues "
+                f"from the newest one, init_from={value} starts a new run from this one"
+            )
         return resume.find_directory(unquoted(asked[-1]))
     if fixed and directories.is_run(Path(unquoted(fixed[-1]))):
         return Path(unquoted(fixed[-1]))

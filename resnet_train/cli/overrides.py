@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 
 PROGRAM = "resnet-train"
+FLAGS = ("--multirun", "--cfg", "--resolve", "--package", "--config-dir", "--config-name", "--help", "--version")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -70,7 +72,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str]) -> Request:
     """Split a command line into flags and overrides; raises `ConfigError` for flags that are unknown or contradict."""
-    found = _parser().parse_intermixed_args(list(arguments))  # flags may stand anywhere
+    found, unknown = _parser().parse_known_intermixed_args(list(arguments))  # flags may stand anywhere
+    if unknown:
+        flag, _, value = unknown[0].partition("=")
+        raise ConfigError(
+            f"{flag}: no such flag; values are given as KEY=VALUE, as in {flag.lstrip('-')}={value or '...'}, and "
+            f"{PROGRAM} --help lists what there is"
+        )
+    if found.hydra_help and found.overrides:
+        raise ConfigError(f"--hydra-help: expected nothing beside it, got {' '.join(found.overrides)}")
     if found.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun: it unpickles a file, which can run code; expected resume=RUN to continue a run"
@@ -90,7 +100,9 @@ def parse(arguments: Sequence[str]) -> Request:
     if found.resolve and not found.cfg:
         raise ConfigError("--resolve shows a configuration as it will be used; expected --cfg job beside it")
     return Request(
-        overrides=tuple(expand_home(override) for override in found.overrides),
+        overrides=tuple(
+            quote_path(override, lists=found.multirun) for override in found.overrides if override != "experiment=null"
+        ),
         config_name=found.config_name or "train",
         config_path=_folder("--config-path", found.config_path),
         config_dir=_folder("--config-dir", found.config_dir),
@@ -142,15 +154,21 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
     return list(merged.values())
 
 
-def expand_home(override: str) -> str:
-    """``dataset.root='/home/me/data'`` for ``dataset.root=~/data``, which shells leave as it is.
+PATHS = ("dataset.root", "dataset.cache", "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir")
 
-    A share of a Windows network is put into quotes too: outside them, Hydra's grammar takes two backslashes for one.
+
+def quote_path(override: str, *, lists: bool = False) -> str:
+    """``dataset.root='/home/me/my data'`` for ``dataset.root=~/my data``: shells take the user's own quotes away.
+
+    Values of other keys, quoted ones, with ``lists`` those with a comma, and what refers to other values stay as they
+    are.
     """
     key, _, value = override.partition("=")
     if value == "~" or value.startswith(("~/", f"~{os.sep}")):
-        return f"{key}={quoted(Path(value).expanduser())}"
-    return f"{key}={quoted(value)}" if re.fullmatch(r"\\\\[^\\,'\"]+\\[^,'\"]+", value) else override
+        return f"{key}={quoted(expanded(key, value))}"
+    plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]" if lists else r"[\[\]{}()$]", value)
+    is_special = re.search(r"[^\w./:+-]", value, re.ASCII) is not None
+    return f"{key}={quoted(value)}" if key in PATHS and plain and is_special else override
 
 
 def quoted(path: Path | str) -> str:

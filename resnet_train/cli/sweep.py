@@ -17,13 +17,15 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from resnet_train.cli.compose import compose, started
-from resnet_train.cli.job import Job, TooManyFailures, Train, check_inputs
-from resnet_train.cli.launchers import BASIC, plugin_overrides, sweeper_of
+from resnet_train.cli.job import STOPPED, Job, TooManyFailures, Train, check_inputs
+from resnet_train.cli.launchers import BASIC, forward, launcher_of, plugin_overrides, sweeper_of
 from resnet_train.cli.overrides import Request, key_of, merge_overrides, quoted, value_of, values_of, without
+from resnet_train.cli.sweep_table import SweepJob, sweep_table
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
 from resnet_train.runs.console import runnable
-from resnet_train.runs.summary import read_summary, sweep_table
+from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.summary import read_summary
 
 MAX_CHECKED_JOBS = 200  # of a sweep, before it starts; a composition takes some 0.1 s
 MAX_JOBS = 10_000  # of Hydra's basic sweeper, which holds them all in memory
@@ -59,44 +61,86 @@ def take_sweep_options(request: Request) -> tuple[SweepOptions, Request]:
 
 
 def sweep(request: Request, train: Train) -> int:
-    """Run all jobs, print their table and return the exit code; raises what the first failing job raised."""
+    """Run all jobs, print their table and return the exit code; raises what the first failing job raised.
+
+    Signals are the sweep's from here to the table: the jobs that run are saved, and no other begins.
+    """
     options, request = take_sweep_options(request)
     if values_of(request.overrides, "resume"):
         raise ConfigError("resume: expected one run, got a sweep (-m); resume its jobs one by one, without -m")
-    jobs = check_jobs(request)
-    hydra = compose(request, [*jobs[0], "hydra.mode=MULTIRUN"]).hydra
-    with started(request):
-        check_discrete(request, hydra)
-    plugins = plugin_overrides(hydra, request.overrides, max_failures=options.max_failures)
-    directory = sweep_directory(options, request, Path(hydra.sweep.dir))
-    overrides = [*without(request.overrides, "hydra.sweep.dir"), *plugins, f"hydra.sweep.dir={quoted(directory)}"]
-    try:
-        with started(request) as others:
-            GlobalHydra.instance().hydra.multirun(  # type: ignore[union-attr]
-                config_name=request.config_name,
-                task_function=Job(train, flags=request.flags, failures_left=options.max_failures),
-                overrides=[*others, *overrides, "hydra.mode=MULTIRUN"],
-            )
-    except TooManyFailures:
-        raise RunError(
-            f"the sweep was ended after {options.max_failures} failed jobs, as max_failures asks for"
-        ) from None
-    finally:
-        failed = print_table(directory, jobs)
+    marker: list[Path] = []
+
+    def spread(signum: int) -> None:
+        for path in marker:
+            path.touch()
+        forward(signum)
+
+    with StopSignal(forward=spread) as stop:
+        jobs, hydra, overrides = plan(request, options, stop)
+        directory = sweep_directory(options, request, Path(hydra.sweep.dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        marker.append(directory / STOPPED)
+        marker[0].unlink(missing_ok=True)
+        job = Job(
+            train,
+            flags=request.flags,
+            failures_left=options.max_failures,
+            stop=stop if launcher_of(hydra) == BASIC else None,
+        )
+        try:
+            with started(request) as others:
+                GlobalHydra.instance().hydra.multirun(  # type: ignore[union-attr]
+                    config_name=request.config_name,
+                    task_function=job,
+                    overrides=[*others, *overrides, f"hydra.sweep.dir={quoted(directory)}", "hydra.mode=MULTIRUN"],
+                )
+            if stop.signum is not None and sweeper_of(hydra) != BASIC:  # which raises if a job was not run to its end
+                raise Interrupted(stop.signum)
+        except TooManyFailures:
+            raise RunError(
+                f"the sweep was ended after {options.max_failures} failed jobs, as max_failures asks for"
+            ) from None
+        except Exception:
+            if stop.signum is not None:
+                raise Interrupted(stop.signum) from None
+            raise
+        finally:
+            failed = print_table(directory, jobs)
+            marker[0].unlink(missing_ok=True)
     if failed and sweeper_of(hydra) != BASIC:  # the basic one raises what the first of them raised
         raise RunError(f"{failed} jobs of the sweep have failed; train.log in the directory of each says why")
     return 0
 
 
-def check_jobs(request: Request) -> list[list[str]]:
-    """The overrides of all jobs, the first `MAX_CHECKED_JOBS` composed and checked; raises `ConfigError`."""
+def plan(request: Request, options: SweepOptions, stop: StopSignal) -> tuple[list[list[str]], DictConfig, list[str]]:
+    """All jobs, checked; Hydra's own configuration; and the overrides for it. Raises `ConfigError`."""
     with started(request):
         jobs = list(islice(expand(request.overrides), MAX_JOBS + 1))
-    if len(jobs) > MAX_JOBS:
+    if not jobs:
+        raise ConfigError(f"expected values to sweep over, got none: {' '.join(request.overrides)}")
+    hydra = compose(request, [*jobs[0], "hydra.mode=MULTIRUN"]).hydra
+    if len(jobs) > MAX_JOBS and sweeper_of(hydra) == BASIC:  # others choose some of them
         raise ConfigError(f"expected a sweep of at most {MAX_JOBS:,} jobs, got more; sweep over fewer values")
     for job in jobs[:MAX_CHECKED_JOBS]:
+        if stop.signum is not None:
+            raise Interrupted(stop.signum)
         check_inputs(compose(request, job).config)
-    return jobs
+    with started(request):
+        check_discrete(request, hydra)
+        keys = swept_keys(request.overrides)
+    overrides = [
+        *without(request.overrides, "hydra.sweep.dir"),
+        *plugin_overrides(hydra, request.overrides, max_failures=options.max_failures),
+    ]
+    if not values_of(request.overrides, "hydra.sweep.subdir"):
+        overrides.append(f"hydra.sweep.subdir='{job_folder(keys)}'")
+    return jobs, hydra, overrides
+
+
+def job_folder(keys: Sequence[str]) -> str:
+    """The folder of a job, as an interpolation: see `resnet_train.config.store.job_name`."""
+    parts = "${name},${hydra.overrides.task},${hydra.job.override_dirname},${hydra.sweep.dir}"
+    return f'${{job_name:{parts},"{" ".join(keys)}"}}'
 
 
 def check_discrete(request: Request, hydra: DictConfig) -> None:
@@ -115,7 +159,14 @@ def sweep_directory(options: SweepOptions, request: Request, default: Path) -> P
     """The directory that was asked for, by name or path, or a new one; absolute."""
     if options.name is not None:
         return Path("outputs", "sweeps", options.name).absolute()
-    return default.absolute() if values_of(request.overrides, "hydra.sweep.dir") else directories.create(default)
+    if not values_of(request.overrides, "hydra.sweep.dir"):
+        return directories.create(default)
+    foreign = default.is_dir() and any(default.iterdir()) and not any(default.glob(f"*/{directories.INVOCATION}"))
+    if foreign and not (default / "multirun.yaml").exists():
+        raise ConfigError(
+            f"hydra.sweep.dir: expected a new or empty folder or that of a sweep, got {default}; choose another"
+        )
+    return default.absolute()
 
 
 def expand(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -149,6 +200,11 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that the jobs differ in. Needs Hydra `started`."""
+    return [override.get_key_element().lstrip("+~") for override in parsed(overrides) if override.is_sweep_override()]
+
+
 def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     """Print the jobs with their results: those of this command in its order, then earlier ones; how many failed."""
     order = {
@@ -159,14 +215,16 @@ def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     }
     found = []
     for path in directory.glob(f"*/{directories.INVOCATION}"):
-        overrides = directories.read_invocation(path.parent).overrides
+        try:
+            overrides = directories.read_invocation(path.parent).overrides
+        except ConfigError:
+            overrides = []  # corrupt, or not ours: the job is listed all the same
         rank = order.get(frozenset(merge_overrides([], overrides)), len(order))
-        found.append((rank, " ".join(overrides), path.parent))
+        found.append((rank, path.parent, overrides))
     if not found:
         return 0
     found.sort()
-    jobs, words = [job for _, _, job in found], [overrides for _, overrides, _ in found]
-    print(f"\n{sweep_table(jobs, words)}\n\nsweep: {directory}")
+    jobs = [SweepJob(path.name, overrides, read_summary(path)) for _, path, overrides in found]
+    print(f"\n{sweep_table(jobs)}\n\nsweep: {directory}")
     print(runnable("tensorboard", "--logdir", str(directory)))
-    results = [read_summary(job) for job in jobs]
-    return sum(result is not None and result.status == "failed" for result in results)
+    return sum(job.summary is not None and job.summary.status == "failed" for job in jobs)

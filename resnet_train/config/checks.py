@@ -36,8 +36,25 @@ def number(
         raise ConfigError(f"{key}: expected a number {wanted or 'that is finite'}, got {value}")
 
 
-def choice(key: str, value: str, options: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of ``options``; the message names the one that looks most like it."""
+# Keys that take one of a few words. Completion offers them too.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "channels_last": ("auto", "true", "false"),
+    "compile": ("auto", "true", "false"),
+    "dataset.augment.crop_mode": ("zeros", "reflect"),
+    "graph": ("auto", "true", "false"),
+    "kernels": ("auto", "plain", "fused", "experimental_amx"),
+    "model.activation": ("relu", "sigmoid", "tanh"),
+    "model.init": ("he", "glorot", "default"),
+    "model.shortcut": ("A", "B"),
+    "model.stem": ("cifar", "imagenet"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
+    "schedule.warmup_shape": ("linear", "constant"),
+}
+
+
+def choice(key: str, value: str) -> None:
+    """Check that ``value`` is one of the `CHOICES` of ``key``; the message names the one that looks most like it."""
+    options = CHOICES[key]
     if value not in options:
         nearest = nearest_name(value, options)
         hint = f"; did you mean {key}={nearest}?" if nearest else ""

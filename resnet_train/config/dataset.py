@@ -9,6 +9,10 @@ from resnet_train.config import checks
 from resnet_train.errors import ConfigError
 
 CIFAR_NUM_TRAIN = 50_000
+FASHION_MNIST_NUM_TRAIN = 60_000
+MAX_IMAGE_SIZE = 4096
+MAX_ALPHA = 1000  # Beta(1000, 1000) is 1/2 within 0.03; from far larger ones Python draws for ever
+MAX_IMAGES, MAX_CLASSES = 10**9, 10**6  # of synthetic images: their labels take 8 GB
 
 
 @dataclass
@@ -61,6 +65,15 @@ class Cifar100Config(CifarConfig):
 
 
 @dataclass
+class FashionMNISTConfig(DatasetConfig):
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
+
+    NAME: ClassVar[str] = "fashion_mnist"
+
+    root: str  # holds the four official IDX files
+
+
+@dataclass
 class ImageFolderConfig(DatasetConfig):
     """The user's own images, ``root/train/<class>/*`` and ``root/val/<class>/*``."""
 
@@ -96,23 +109,28 @@ def check_dataset(dataset: DatasetConfig) -> None:
         for index, value in enumerate(values):
             checks.number(f"dataset.{key}[{index}]", value, above=0 if key == "std" else None)
     augment = dataset.augment
-    checks.choice("dataset.augment.crop_mode", augment.crop_mode, ("zeros", "reflect"))
-    checks.number("dataset.augment.cutout", augment.cutout, at_least=0)
-    checks.number("dataset.augment.mixup", augment.mixup, at_least=0)
-    checks.number("dataset.augment.cutmix", augment.cutmix, at_least=0)
-    image_size = 32
+    checks.choice("dataset.augment.crop_mode", augment.crop_mode)
+    checks.number("dataset.augment.cutout", augment.cutout, at_least=0, at_most=2 * MAX_IMAGE_SIZE)
+    checks.number("dataset.augment.mixup", augment.mixup, at_least=0, at_most=MAX_ALPHA)
+    checks.number("dataset.augment.cutmix", augment.cutmix, at_least=0, at_most=MAX_ALPHA)
+    image_size = 28 if isinstance(dataset, FashionMNISTConfig) else 32
     if isinstance(dataset, ImageFolderConfig | SyntheticConfig):
-        checks.number("dataset.image_size", dataset.image_size, at_least=4, at_most=4096)
+        checks.number("dataset.image_size", dataset.image_size, at_least=4, at_most=MAX_IMAGE_SIZE)
         image_size = dataset.image_size
+    if isinstance(dataset, CifarConfig | FashionMNISTConfig) and not dataset.root:
+        raise ConfigError(
+            f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
+            f"nothing; add dataset.root=FOLDER, or unset RESNET_TRAIN_DATA where it is empty"
+        )
     if isinstance(dataset, ImageFolderConfig) and not dataset.root:
         raise ConfigError(
             "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
             "add dataset.root=FOLDER"
         )
     if isinstance(dataset, SyntheticConfig):
-        checks.number("dataset.num_classes", dataset.num_classes, at_least=2)
-        checks.number("dataset.num_train", dataset.num_train, at_least=1)
-        checks.number("dataset.num_test", dataset.num_test, at_least=1)
+        checks.number("dataset.num_classes", dataset.num_classes, at_least=2, at_most=MAX_CLASSES)
+        checks.number("dataset.num_train", dataset.num_train, at_least=1, at_most=MAX_IMAGES)
+        checks.number("dataset.num_test", dataset.num_test, at_least=1, at_most=MAX_IMAGES)
     checks.number("dataset.augment.crop_padding", augment.crop_padding, at_least=0, below=image_size)
 
 
@@ -121,6 +139,8 @@ def known_num_train(dataset: DatasetConfig) -> int | None:
     match dataset:
         case CifarConfig():
             available = CIFAR_NUM_TRAIN
+        case FashionMNISTConfig():
+            available = FASHION_MNIST_NUM_TRAIN
         case SyntheticConfig():
             available = dataset.num_train
         case _:

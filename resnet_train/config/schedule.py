@@ -62,7 +62,7 @@ def check_schedule(schedule: ScheduleConfig, lr: float) -> None:
     checks.option_name("schedule", schedule)
     checks.duration("schedule.warmup", schedule.warmup)
     checks.number("schedule.warmup_start", schedule.warmup_start, at_least=0, at_most=1)
-    checks.choice("schedule.warmup_shape", schedule.warmup_shape, ("linear", "constant"))
+    checks.choice("schedule.warmup_shape", schedule.warmup_shape)
     if schedule.warmup_shape == "constant" and schedule.warmup_start == 0 and parse_duration(schedule.warmup)[0] > 0:
         raise ConfigError(
             "schedule.warmup_start: expected more than 0 with warmup_shape=constant, got 0, at which nothing is "

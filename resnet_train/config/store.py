@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from resnet_train.config.dataset import Cifar10Config, Cifar100Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.dataset import (
+    Cifar10Config,
+    Cifar100Config,
+    FashionMNISTConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
 from resnet_train.config.model import CifarResNetConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
@@ -22,6 +30,7 @@ SCHEMA: dict[str, type] = {
     "model/resnet": ResNetConfig,
     "dataset/cifar10": Cifar10Config,
     "dataset/cifar100": Cifar100Config,
+    "dataset/fashion_mnist": FashionMNISTConfig,
     "dataset/imagefolder": ImageFolderConfig,
     "dataset/synthetic": SyntheticConfig,
     "optim/sgd": SGDConfig,
@@ -36,6 +45,7 @@ SCHEMA: dict[str, type] = {
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema/...``, which the YAML files name first in their defaults."""
     OmegaConf.register_new_resolver("job_id", job_id, replace=True)
+    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     for path, node in SCHEMA.items():
@@ -46,6 +56,21 @@ def register_schema() -> None:
 def job_id(overrides: str) -> str:
     """Eight hexadecimal digits that tell a sweep's jobs apart by their overrides, whatever their number or order."""
     return hashlib.sha256(overrides.encode()).hexdigest()[:8]
+
+
+def job_name(name: str, overrides: Sequence[str], dirname: str, folder: str, keys: str) -> str:
+    """``quick-lr=0.1,seed=2-1f0e7c55``: the folder of a sweep's job, with the overrides of ``keys`` that tell it apart.
+
+    The digest alone says which job it is. A folder that ends in it is that job's, however a sweep called it before.
+    """
+    digest = job_id(dirname)
+    earlier = [path.name for path in Path(folder).glob(f"*-{digest}")]
+    if earlier:
+        return min(earlier)
+    values = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in overrides)}
+    shown = [f"{key.rpartition('.')[2]}={values[key]}" for key in keys.split() if key in values]
+    label = re.sub(r"[^\w.=,+-]+", "-", ",".join(shown), flags=re.ASCII)[:60].rstrip(".,-")
+    return "-".join(filter(None, (name, label, digest)))
 
 
 def unknown_keys(node: Any, schema: Any, prefix: str = "") -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from resnet_train.config.dataset import CifarConfig, DatasetConfig, ImageFolderConfig
-from resnet_train.data import cifar, imagefolder
+from resnet_train.config.dataset import CifarConfig, DatasetConfig, FashionMNISTConfig, ImageFolderConfig
+from resnet_train.data import cifar, idx, imagefolder
 from resnet_train.data.files import folder_of, one_line_errors
 
 
@@ -14,6 +14,8 @@ def check_available(dataset: DatasetConfig) -> None:
             archive, root = cifar.archive_of(dataset), folder_of(dataset.root)
             with one_line_errors(root):
                 cifar.check_obtainable(archive, root, mirrors=dataset.mirrors, download=dataset.download)
+        case FashionMNISTConfig():
+            idx.check_files(dataset)
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):

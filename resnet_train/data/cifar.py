@@ -26,6 +26,7 @@ from resnet_train.data.download import MirrorError, fetch_from_mirrors
 from resnet_train.data.files import Files, Images, folder_of, locked, md5_of, one_line_errors
 from resnet_train.errors import ConfigError
 from resnet_train.runs.atomic import replace
+from resnet_train.runs.data_identity import identify
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,10 @@ def read_batches(archive: Archive, folder: Path) -> Files:
         )
     ((meta_name, meta_md5),) = archive.meta.items()
     names = read_verified(folder / meta_name, meta_md5)[archive.classes_key]
-    return Files(train, test, classes=tuple(name.decode() for name in names))
+    classes = tuple(name.decode() for name in names)
+    images = {"train": len(train.labels), "test": len(test.labels)}
+    published = " ".join(archive.files.values())  # every byte was compared with them
+    return Files(train, test, classes, identity=identify(classes, images, published))
 
 
 def join_batches(batches: list[dict[bytes, Any]], label_key: bytes, pool: ThreadPoolExecutor) -> Images:

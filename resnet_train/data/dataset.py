@@ -11,13 +11,17 @@ from torch.nn import functional as F
 from resnet_train.config.dataset import (
     CifarConfig,
     DatasetConfig,
+    FashionMNISTConfig,
     ImageFolderConfig,
     SyntheticConfig,
     num_train_images,
 )
 from resnet_train.data.cifar import load_cifar
+from resnet_train.data.files import Files
+from resnet_train.data.idx import load_fashion_mnist
 from resnet_train.data.imagefolder import load_imagefolder
-from resnet_train.seeding import generator
+from resnet_train.runs.data_identity import DataIdentity, identify
+from resnet_train.seeding import derive, generator
 
 SYNTHETIC_CHUNK = 4096  # images made at a time: bounds the memory beside the data set
 
@@ -56,6 +60,8 @@ class Dataset:
     val: Split | None
     test: Split
     classes: tuple[str, ...]
+    identity: DataIdentity
+    left_out: str = ""  # files beside the images, in words
 
     @property
     def image_size(self) -> int:
@@ -66,29 +72,55 @@ class Dataset:
 def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     """Read the data set, whole and in host memory, and hold out the validation split.
 
-    Which images are held out, and which remain with ``train_size``, depends on the seed alone. Raises `ConfigError`
-    where files are missing or corrupt, or too few.
+    Which images are held out, and which remain with ``train_size``, depends on the seed, and on the names of the images
+    where they have any. Raises `ConfigError` where files are missing or corrupt, or too few.
     """
+    names: tuple[str, ...] = ()
+    left_out = ""
     match config:
         case SyntheticConfig():
             train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
             classes = tuple(f"pattern {label}" for label in range(config.num_classes))
-        case CifarConfig() | ImageFolderConfig():
-            files = load_cifar(config) if isinstance(config, CifarConfig) else load_imagefolder(config)
+            images = {"train": config.num_train, "test": config.num_test}
+            identity = identify(classes, images, f"synthetic, {config.image_size} pixels")
+        case CifarConfig() | FashionMNISTConfig() | ImageFolderConfig():
+            files = read_files(config)
             # torch refuses read-only memory, which a memory map is: copy it
             train, test = (
                 Split(torch.tensor(split.images), torch.from_numpy(split.labels)) for split in (files.train, files.test)
             )
-            classes = files.classes
+            classes, identity, names, left_out = files.classes, files.identity, files.names, files.left_out
         case _:
             raise TypeError(f"no data set for {type(config).__name__}")
     num_train = num_train_images(config, len(train))
     if num_train == len(train):
-        return Dataset(train, None, test, classes)
-    order = torch.randperm(len(train), generator=generator(seed, "split"))
+        return Dataset(train, None, test, classes, identity, left_out)
+    order = draw_order(len(train), names, seed=seed)
     held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
     val = train.take(held_out.sort().values) if config.val_size else None
-    return Dataset(train.take(used.sort().values), val, test, classes)
+    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out)
+
+
+def read_files(config: CifarConfig | FashionMNISTConfig | ImageFolderConfig) -> Files:
+    """What the files of a data set hold; raises `ConfigError` where they are missing or corrupt."""
+    match config:
+        case CifarConfig():
+            return load_cifar(config)
+        case FashionMNISTConfig():
+            return load_fashion_mnist(config)
+        case _:
+            return load_imagefolder(config)
+
+
+def draw_order(num_images: int, names: tuple[str, ...], *, seed: int) -> Tensor:
+    """The order in which training images are held out, and then used, ``(num_images,)``.
+
+    Images that have names are drawn by them: with one that is added or removed, at most one other changes sides.
+    """
+    if not names:
+        return torch.randperm(num_images, generator=generator(seed, "split"))
+    hashes = [derive(seed, "split", name.encode(errors="surrogatepass").hex()) for name in names]
+    return torch.tensor(sorted(range(num_images), key=hashes.__getitem__))
 
 
 def synthetic(config: SyntheticConfig, num_images: int, split: str) -> Split:

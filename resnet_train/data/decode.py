@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,35 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# What Pillow opens and what is no image: data, documents and films, most of which it only knows by name. It hands EPS
+# to Ghostscript, which is a program that runs.
+NOT_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+
+class UnreadableImage(ConfigError):
+    """A file that is no image, for all its name."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: expected an image, got {reason}; repair it or remove it")
+        self.path, self.reason = path, reason
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Endings of the files that this Pillow can read, in lower case: ``.jpg``, ..., and ``.avif`` where it has it."""
+    from PIL import Image, features
+
+    unreadable = NOT_IMAGES | (set() if features.check("jpg_2000") else {"JPEG2000"})
+    endings = Image.registered_extensions()
+    return frozenset(name for name, kind in endings.items() if kind in Image.OPEN and kind not in unreadable)
+
+
 def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
     """Read an image as ``(image_size, image_size, 3)``: upright, the largest square of its centre, scaled.
 
-    Bicubic, averaging over all pixels where it shrinks. Of an animation the first frame counts. Raises `ConfigError`
-    for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179 million pixels).
+    Bicubic, averaging over all pixels where it shrinks. Of an animation the first frame counts. Raises
+    `UnreadableImage` for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179 million
+    pixels).
     """
     from PIL import Image, ImageOps
 
@@ -29,9 +54,7 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
             # The square is cut out before it is scaled: the same pixels, and a strip of 1 x 10,000 stays small.
             square = ImageOps.fit(to_rgb(upright), (image_size, image_size), Image.Resampling.BICUBIC)
     except Exception as error:  # decoders of corrupt files raise nearly anything, from SyntaxError to struct.error
-        raise ConfigError(
-            f"{path}: expected an image, got {unreadable(path, error)}; repair it or remove it"
-        ) from error
+        raise UnreadableImage(path, unreadable(path, error)) from error
     return np.asarray(square, dtype=np.uint8)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
+from resnet_train.runs.data_identity import DataIdentity
 from resnet_train.runs.lock import hold
 
 
@@ -39,12 +41,15 @@ class Files:
     train: Images
     test: Images
     classes: tuple[str, ...]  # names, in label order
+    identity: DataIdentity
+    names: tuple[str, ...] = ()  # of the training images, where they have any
+    left_out: str = ""  # files beside the images, in words
 
 
 def folder_of(root: str | None) -> Path:
     """``dataset.root`` as an absolute path: messages name it, and ``data`` alone does not say where."""
     assert root, "the configuration refuses a data set without root"
-    return Path(root).expanduser().absolute()
+    return expanded("dataset.root", root).absolute()
 
 
 @contextmanager

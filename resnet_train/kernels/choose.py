@@ -82,7 +82,9 @@ def load_backend(name: str, *, device: torch.device, precision: str) -> Backend:
     if name == AMX:
         from resnet_train.kernels.experimental import amx
 
-        return Backend(AMX, amx.prepare(precision), partial(fuse, leaves=amx.LEAVES), cpu.crop_flip_normalise)
+        parts = amx.prepare(precision)
+        return Backend(AMX, parts.reason, partial(fuse, leaves=parts.leaves), parts.crop_flip_normalise)
     if device.type == "cuda":
         return Backend(FUSED, cuda.prepare(), partial(fuse, leaves=cuda.LEAVES), cuda_batch.crop_flip_normalise)
-    return Backend(FUSED, cpu.prepare(precision), partial(fuse, leaves=cpu.LEAVES), cpu.crop_flip_normalise)
+    parts = cpu.prepare(precision, by_name=name == FUSED)
+    return Backend(FUSED, parts.reason, partial(fuse, leaves=parts.leaves), parts.crop_flip_normalise)

@@ -10,6 +10,7 @@ In float32 they agree with PyTorch's to rounding. In bfloat16 they round once wh
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,15 +25,49 @@ _LANES = 16  # kLanes of csrc/simd.h
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def prepare(precision: str) -> str:
-    """Compile what is needed and return a few words on it for the run's header. Raises `native.Unavailable`."""
-    native.load_norm_act()
-    native.load_winograd()
-    native.load_batch()
-    parts = "batch norm, addition and ReLU in one"
-    if precision != "bf16" or not multiplies_bf16():
-        parts += ", 3x3 convolutions by Winograd's algorithm"
-    return f"{parts} (compiled with {native.compiler()[1]})"
+@dataclass(frozen=True)
+class Parts:
+    """What of this module can be had."""
+
+    reason: str  # a few words for the run's header
+    leaves: Classes  # for `fuse`
+    crop_flip_normalise: augment.CropFlipNormalise
+
+
+def prepare(precision: str, *, by_name: bool) -> Parts:
+    """Compile what is needed, file by file; what fails is left to PyTorch. Raises `native.Unavailable` if all fails.
+
+    A file without OpenMP computes on one thread: where PyTorch has several, it is taken only if asked for ``by_name``.
+    """
+    usable, left_out, threads = set(), [], torch.get_num_threads()
+    for load in (native.load_norm_act, native.load_winograd, native.load_batch):
+        try:
+            library = load()
+        except native.Unavailable as error:
+            left_out.append(str(error))
+            continue
+        if threads > 1 and not library.has_openmp():
+            left_out.append(f"{native.compiler()[1]} has no OpenMP: one thread instead of {threads}")
+            if not by_name:
+                continue
+        usable.add(load)
+    if not usable:
+        raise native.Unavailable(left_out[0])
+    norm, winograd, batch = (load in usable for load in (native.load_norm_act, native.load_winograd, native.load_batch))
+    names = ["batch norm, addition and ReLU in one"] * norm
+    if winograd and (precision != "bf16" or not multiplies_bf16()):
+        names.append("3x3 convolutions by Winograd's algorithm")
+    if not norm and batch:
+        names.append("batches from a table")
+    notes = [f"compiled with {native.compiler()[1]}", *(f"but {text}" for text in dict.fromkeys(left_out))]
+    leaves: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: BatchNorm2d if norm else FusedBatchNorm2d}
+    if winograd:
+        leaves[nn.Conv2d] = Conv2d
+    return Parts(
+        f"{', '.join(names)} ({'; '.join(notes)})",
+        leaves,
+        crop_flip_normalise if batch else augment.crop_flip_normalise,
+    )
 
 
 @cache

@@ -11,20 +11,33 @@ import atexit
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from resnet_train.config.paths import user_cache
 
 COMPILE_TIMEOUT_SECONDS = 120
+COMPILE_SECONDS = 5  # of all files, on one core of a server of 2023
 PACKAGE = "resnet_train.kernels"
+_SCRATCH = "building-"
 OPTIONS = ("-shared", "-fPIC")
 FAST = ("-std=c++17", "-O3", "-march=native", "-fopenmp")
+OPTIONAL = ("-march=native", "-fopenmp")  # what a compiler may lack: Apple's clang has no OpenMP
+# The compiler as a process group of its own that does not outlive us, however we end: the pipe on standard input closes
+# with us, and then the group is killed.
+_WATCHED = 'exec 3<&0; (read _ <&3; kill -KILL 0) & "$@" 3<&- </dev/null; status=$?; kill -KILL $!; exit $status'
+
+logger = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
@@ -83,47 +96,88 @@ def load_winograd() -> ctypes.CDLL:
     return library
 
 
+@cache
+def accepts(option: str) -> bool:
+    """Whether the compiler takes an option, and the linker what comes of it: tried on a file without content."""
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=_folder()) as scratch:
+        empty = Path(scratch, "empty.cpp")
+        empty.touch()
+        command = [compiler()[0], *OPTIONS, option, str(empty), "-o", str(Path(scratch, "empty.so"))]
+        return _compile(command).returncode == 0
+
+
 def load(source: str, options: Sequence[str], *, package: str = PACKAGE, depends_on: str = "") -> ctypes.CDLL:
     """Compile ``csrc/source`` of ``package``, unless that was done before, and load it. Raises `Unavailable`.
 
-    ``options`` go to the compiler; the headers of this package's ``csrc/`` are found by ``#include "..."``.
-    ``depends_on``: what else tells one result from another.
+    ``options`` go to the compiler, without those of `OPTIONAL` that it refuses; the headers of this package's ``csrc/``
+    are found by ``#include "..."``. ``depends_on``: what else tells one result from another.
     """
     if os.name == "nt":
         raise Unavailable("the C++ has not been tried on Windows yet")
     path, version = compiler()
     files = _headers() | {source: resources.files(package).joinpath("csrc", source).read_bytes()}
-    command = [path, *OPTIONS, *options]
-    key = hashlib.sha256()
-    names_and_texts = (part for name, text in files.items() for part in (name.encode(), text))
-    for part in (*names_and_texts, *map(str.encode, [*command, version, _processor(), depends_on])):
-        key.update(hashlib.sha256(part).digest())
-    target = _folder() / f"{Path(source).stem}-{key.hexdigest()[:24]}.so"
+
+    def target_of(options: Sequence[str]) -> Path:
+        key = hashlib.sha256()
+        names_and_texts = (part for name, text in files.items() for part in (name.encode(), text))
+        depends = (path, *OPTIONS, *options, version, _processor(), depends_on)
+        for part in (*names_and_texts, *map(str.encode, depends)):
+            key.update(hashlib.sha256(part).digest())
+        return _folder() / f"{Path(source).stem}-{key.hexdigest()[:24]}.so"
+
+    if not target_of(options).exists():
+        options = [option for option in options if option not in OPTIONAL or accepts(option)]
+    target = target_of(options)
     if target.exists():
         with contextlib.suppress(OSError):  # corrupt: then it is made again
             return ctypes.CDLL(str(target))
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    _announce()
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
         built = Path(scratch, "built.so")
         for name, text in files.items():
             Path(scratch, name).write_bytes(text)
-        try:
-            done = subprocess.run(
-                [path, *OPTIONS, "-o", str(built), str(Path(scratch, source)), *options],
-                capture_output=True,
-                timeout=COMPILE_TIMEOUT_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise Unavailable(f"{path} could not be run: {error}") from error
+        done = _compile([path, *OPTIONS, "-o", str(built), str(Path(scratch, source)), *options])
         if done.returncode != 0:
-            said = os.fsdecode(done.stderr).splitlines()
-            lines = [line for line in said if "error" in line] or said
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise Unavailable(f"{path} failed on {source}: {lines[0].strip() if lines else 'no message'}")
         os.replace(built, target)
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise Unavailable(f"{target.name} could not be loaded: {error}") from error
+
+
+@cache
+def _announce() -> None:
+    """Say once that it will take a moment, and clear what compilers left that were killed with their processes."""
+    logger.info("compiling kernels, once (about %d s)", COMPILE_SECONDS)
+    for left in _folder().glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 10 * COMPILE_TIMEOUT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _compile(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler that ends when this process does. Raises `Unavailable` where it cannot be run or takes long."""
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    reading, writing = os.pipe()
+    try:
+        if os.name == "posix":
+            command = ["/bin/sh", "-c", _WATCHED, "sh", *command]
+            options["process_group"] = 0
+        with subprocess.Popen(command, stdin=reading, **options) as process:
+            try:
+                _, text = process.communicate(timeout=COMPILE_TIMEOUT_SECONDS)
+            finally:
+                os.close(writing)
+                writing = -1
+        return subprocess.CompletedProcess(command, process.returncode, "", text)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{compiler()[0]} could not be run: {error}") from error
+    finally:
+        os.close(reading)
+        if writing != -1:
+            os.close(writing)
 
 
 def _headers() -> dict[str, bytes]:
@@ -134,13 +188,12 @@ def _headers() -> dict[str, bytes]:
 @cache
 def _folder() -> Path:
     """Where compiled files are kept; a folder of this process alone where that place cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-train")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        pass
+    folder = user_cache()
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
     try:
         temporary = tempfile.TemporaryDirectory(prefix="resnet-train-", ignore_cleanup_errors=True)
     except OSError as error:

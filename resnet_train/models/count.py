@@ -16,6 +16,7 @@ class Layer:
     multiply_adds: int
     values_in: int
     values_out: int
+    pixels_out: int = 0  # of a convolution
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -38,7 +39,9 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = cast(Tensor, module.weight)  # (out, in / groups, kh, kw) or (out, in)
-        found.append(Layer(output[0, 0].numel() * weight.numel(), inputs[0].numel(), output.numel()))
+        positions = output[0, 0].numel()
+        pixels = positions if isinstance(module, nn.Conv2d) else 0
+        found.append(Layer(positions * weight.numel(), inputs[0].numel(), output.numel(), pixels))
 
     was_training = model.training
     hooks = [

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Programs that printed commands name, and the modules that they are.
 MODULES = {"resnet-train": "resnet_train", "tensorboard": "tensorboard.main"}
+BAR_COLUMNS = 25  # "  4% ### /, 1:01:30 left, ", beside the steps
 
 
 class Progress:
@@ -40,25 +41,32 @@ class Progress:
         self._bar.update()
 
     def show(self, loss: float, accuracy: float, *, lr: float, images_per_second: float) -> None:
-        """Set the numbers that stand behind the bar; they appear when it is drawn next."""
-        self._bar.set_postfix_str(
-            f"loss {loss:.3f}, accuracy {100 * accuracy:.1f} %, lr {lr:.3g}, {images_per_second:,.0f} images/s",
-            refresh=False,
-        )
+        """Set the numbers behind the bar, as many as there is room for; they appear when it is drawn next."""
+        parts = {
+            "loss": f"loss {loss:.3f}",
+            "accuracy": f"{100 * accuracy:.1f} %",
+            "lr": f"lr {lr:.3g}",
+            "speed": f"{images_per_second:,.0f} images/s",
+        }
+        room = shutil.get_terminal_size().columns - BAR_COLUMNS - 2 * len(str(self._bar.total))
+        for least in ("accuracy", "lr", "loss"):
+            if len(", ".join(parts.values())) > room:
+                del parts[least]
+        self._bar.set_postfix_str(", ".join(parts.values()), refresh=False)
 
 
 @contextmanager
 def progress_bar(*, done: int, total: int) -> Iterator[Progress]:
     """A bar from ``done`` to ``total`` steps, on a terminal (stderr) or in a notebook; log lines appear above it."""
     # tqdm begins the postfix with a comma
-    form = "{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
+    form = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
     kind: Any = tqdm
     options: dict[str, Any] = {"disable": None, "dynamic_ncols": True}
     widget = in_notebook() and find_spec("ipywidgets") is not None
     if widget:
-        kind, form, options = import_module("tqdm.notebook").tqdm, form.replace(":20", ""), {}
+        kind, options = import_module("tqdm.notebook").tqdm, {}
     elif in_notebook():  # the stream of the lines: two streams would leave a bar above each line
-        options = {"file": sys.stdout, "mininterval": 0.5}
+        options = {"file": sys.stdout, "mininterval": 0.5, "ncols": 100}
     with kind(total=total, initial=done, leave=False, bar_format=form, **options) as bar:
         if bar.disable or widget:
             yield Progress(bar)

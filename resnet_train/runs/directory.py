@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.atomic import write_atomically
@@ -128,12 +129,17 @@ def log_file(directory: Path) -> Iterator[None]:
             handler.close()
 
 
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as plain values that mean the same in every working directory."""
+    return with_absolute_paths(asdict(config))
+
+
 def write_config(config: Config, directory: Path) -> None:
     """Write the resolved configuration as ``config.yaml``, atomically: all that is needed to resume the run.
 
     Without what concerns one session alone: a change is forced once, not whenever the run is resumed.
     """
-    plain = asdict(config) | {"resume": None, "resume_force": False}
+    plain = resolved(config) | {"resume": None, "resume_force": False}
     write_atomically(directory / CONFIG, OmegaConf.to_yaml(plain))
 
 

@@ -9,8 +9,9 @@
 4. A run that finished, and is not made longer, is over: its summary is the answer (`finished_already`).
 5. The newest checkpoint that is whole is taken; corrupt ones are named in the log and passed over
    (`Checkpoints.newest`). Where there is none at all, the run begins.
-6. The configuration inside the checkpoint is compared as in 3; the precision of this machine has to be the saved one,
-   its kernels may differ, which is said (`choose_checkpoint`).
+6. The configuration inside the checkpoint is compared as in 3; the data have to be those that it was trained on, class
+   by class and image by image (`check_same_data`); the precision of this machine has to be the saved one, its kernels
+   may differ, which is said (`choose_checkpoint`).
 7. What was forced is written down, with the step, beside what earlier sessions forced (`Resumed.forced`).
 
 What follows is training's: `training.restore` loads the checkpoint, `training.report` announces the notices. Nothing in
@@ -20,13 +21,15 @@ the directory is changed before all of this has succeeded.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
-from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, read_config
+from resnet_train.runs.data_identity import DataIdentity, check_same_data
+from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, read_config, resolved
 from resnet_train.runs.summary import Summary, read_summary
 
 if TYPE_CHECKING:
@@ -121,7 +124,7 @@ class Change:
 
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key."""
-    before, after = flatten(saved), flatten(asdict(config))
+    before, after = flatten(with_absolute_paths(saved)), flatten(resolved(config))
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -203,12 +206,12 @@ class Resumed:
 
 
 def choose_checkpoint(
-    config: Config, directory: Path, checkpoints: Checkpoints, *, precision: str, kernels: str
+    config: Config, directory: Path, checkpoints: Checkpoints, *, precision: str, kernels: str, data: DataIdentity
 ) -> Resumed | None:
     """The newest whole checkpoint of the run in ``directory``; None where there is none and the run begins.
 
     Raises `ConfigError` where every checkpoint is corrupt, or where continuing would make it another run. ``precision``
-    and ``kernels`` are those of this machine.
+    and ``kernels`` are those of this machine, ``data`` those that were read now.
     """
     found = checkpoints.newest()
     if found is None:
@@ -226,6 +229,11 @@ def choose_checkpoint(
             notices.append((logging.INFO, f"changed for the rest of this run: {change}"))
         else:
             force(str(change))
+    for difference in check_same_data(content, data, config, directory):
+        force(f"data: {difference}")
+    if "data" not in content:
+        text = "the checkpoint is of version 0.1.0, which did not note its data: only the classes could be compared"
+        notices.append((logging.INFO, text))
     if content["precision"] != precision:
         if not config.resume_force:
             raise ConfigError(

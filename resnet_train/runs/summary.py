@@ -1,9 +1,8 @@
-"""The result of a run: ``summary.json`` in its directory, the lines that end it, and the table that ends a sweep."""
+"""The result of a run: ``summary.json`` in its directory, and the lines that end it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -104,19 +103,3 @@ def read_summary(directory: Path) -> Summary | None:
         return Summary(**plain)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def sweep_table(directories: Sequence[Path], overrides: Sequence[str]) -> str:
-    """A table of jobs and their results, one line a job."""
-    rows = [("job", "overrides", "status", "result", "train s")]
-    for directory, given in zip(directories, overrides, strict=True):
-        summary = read_summary(directory)
-        if summary is None:
-            rows.append((directory.name, given, "not run", "", ""))
-            continue
-        result = "" if summary.result is None else f"{summary.result_split} {100 * summary.result:.2f} %"
-        rows.append((directory.name, given, summary.status, result, f"{summary.train_seconds:.0f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

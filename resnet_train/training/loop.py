@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from resnet_train.config.run import Config
@@ -23,12 +23,13 @@ from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.seeding import set_deterministic
 from resnet_train.training.clock import Clock
-from resnet_train.training.metrics import TrainMetrics
+from resnet_train.training.memory import is_out_of_memory, out_of_memory_named
+from resnet_train.training.metrics import DIVERGED, TrainMetrics
 from resnet_train.training.plan import Plan
-from resnet_train.training.report import announce, log_line, out_of_memory, summarise
+from resnet_train.training.report import announce, log_line, summarise
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
-from resnet_train.training.step import allow_tf32, evaluate, grad_norm
+from resnet_train.training.step import allow_tf32, evaluate, health
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +51,30 @@ def train(
     and `Interrupted` after a signal, with everything saved.
     """
     clock = Clock()
-    run = build(config)
+    with out_of_memory_named(config, device=config.device, precision=config.precision):
+        run = build(config)
     set_deterministic(config.deterministic)
     allow_tf32(run.plan.precision)
     if owns_process:
         keep_memory(run.plan)
     session = open_session(run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation)
-    status = "failed"
+    with StopSignal() as stop:
+        return complete(run, session, config, stop)
+
+
+def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Summary:
+    """Train what is left, score, and leave a summary, however it ends."""
+    directory, status = session.directory, "failed"
     try:
         announce(run, session)
-        signum = fit(run, session)
-        if signum is None:
-            score_best(run, session)
+        with out_of_memory_named(config, device=run.facts.device, precision=run.facts.precision):
+            signum = fit(run, session, stop)
+            if signum is None:
+                score_best(run, session)
+                check_result(run)
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
-        lock.check()
+        session.lock.check()
         summary.write(directory)
         if signum is None:
             return summary
@@ -80,25 +90,20 @@ def train(
     except Exception as error:
         with suppress(RunError):  # the first error is the one to tell
             session.checkpoints.finish()
-        lock.check()  # where the directory is another's by now, that explains whatever failed in it
-        message = str(error)
-        if isinstance(error, torch.OutOfMemoryError):
-            message = out_of_memory(run.plan, batch_size=config.batch_size, accumulate=config.accumulate)
+        session.lock.check()  # where the directory is another's by now, that explains whatever failed in it
         with suppress(RunError):
-            summarise(run, session, status, error=message).write(directory)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise RunError(message) from error
+            summarise(run, session, status, error=str(error)).write(directory)
         raise
     finally:
         session.tensorboard.close(status)
 
 
-def fit(run: Run, session: Session) -> int | None:
+def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
     """Make the steps that are left; returns the signal that asked to stop, or None after the last step."""
     state, clock = run.state, session.clock
     metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
     first, last = state.step, run.timetable.total_steps
-    with StopSignal() as stop, progress_bar(done=first, total=last) as progress, at_rest():
+    with progress_bar(done=first, total=last) as progress, at_rest():
         clock.start()
         for step in range(first, last):
             session.profiler.before_step(step)
@@ -113,8 +118,8 @@ def fit(run: Run, session: Session) -> int | None:
             due = run.timetable.due(state.step, stop.signum)
             if not (due.anything or watching(run, progress)):
                 continue
-            # The only synchronisation with the device; raises if a loss is not finite.
-            clock.stop(len(images) * metrics.read(state.step, grad_norm(state, output) if due.anything else None))
+            # The only synchronisation with the device; raises if a loss is not finite, or what the step has left.
+            clock.stop(len(images) * metrics.read(state.step, health(state, output) if due.anything else None))
             session.checkpoints.check()
             row = {"epoch": float(state.step / run.timetable.steps_per_epoch), "lr": run.lr_schedule(step)}
             speed = clock.speed(since="log")
@@ -142,8 +147,10 @@ def fit(run: Run, session: Session) -> int | None:
 def keep_memory(plan: Plan) -> None:
     """Keep freed blocks of large CPU tensors for the next ones: a switch of the whole process, worth some time."""
     if plan.device.type == "cpu" and plan.backend.name != "plain":
-        with suppress(native.Unavailable):
+        try:
             allocator.install()
+        except native.Unavailable as error:
+            logger.info("the memory of large tensors is not kept for the next ones: %s", error)
 
 
 @contextmanager
@@ -207,10 +214,26 @@ def score_best(run: Run, session: Session) -> None:
     session.write(run.timetable.total_steps, {"loss/test": score.loss, "accuracy/test": score.accuracy})
 
 
+def check_result(run: Run) -> None:
+    """Raise `RunError` where the result is of a network whose outputs are no numbers."""
+    score = run.state.last["test"]
+    if not math.isfinite(score.loss):
+        raise RunError(f"the loss on the test split is {score.loss} at step {score.step}: {DIVERGED}")
+
+
 def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Score:
-    """Score ``model``, with the weights of ``step``, on every image of a split."""
-    allocator.return_free_memory()  # training's tensors are of other sizes
-    result = evaluate(model, run.eval_data[split], precision=run.plan.precision)
+    """Score ``model``, with the weights of ``step``, on every image of a split; fewer at once if memory is short."""
+    data, result = run.eval_data[split], None
+    while result is None:
+        allocator.return_free_memory()  # training's tensors are of other sizes
+        try:
+            result = evaluate(model, data, precision=run.plan.precision)
+        except Exception as error:
+            if data.batch_size == 1 or not is_out_of_memory(error):
+                raise
+        if result is None:  # and the error is gone, with the tensors that it held
+            logger.warning("not enough memory to evaluate %s images at once: half as many from now on", data.batch_size)
+            data.batch_size //= 2
     allocator.return_free_memory()
     return Score(
         loss=result.loss,

@@ -8,9 +8,9 @@ import torch
 
 from resnet_train.errors import RunError
 from resnet_train.training.state import Progress
-from resnet_train.training.step import StepOutput
+from resnet_train.training.step import Health, StepOutput
 
-_DIVERGED = (
+DIVERGED = (
     "training has diverged. Start again with a smaller optim.lr, a warm-up (schedule.warmup=5) or clip_grad_norm=1; "
     "the last checkpoint is from before it"
 )
@@ -30,24 +30,29 @@ class TrainMetrics:
         """Take the results of one step, without reading them."""
         self._pending.append(output)
 
-    def read(self, step: int, grad_norm: torch.Tensor | None = None) -> int:
-        """Read what is pending, the last of it from step number ``step``, and that step's ``grad_norm``, if given.
+    def read(self, step: int, health: Health | None = None) -> int:
+        """Read what is pending, the last of it from step number ``step``, and the ``health`` after it, if given.
 
         Returns the number of steps read. Raises `RunError` that names the first step whose loss is not a finite
-        number, or the last one if its gradient is not. So whoever saves after this, with ``grad_norm``, saves weights
-        that are finite.
+        number, or the last one if its gradient or the state is not. So whoever saves after this, with ``health``, saves
+        weights and statistics that are finite.
         """
         if not self._pending:
             return 0
-        pairs = torch.stack([torch.stack((output.loss, output.accuracy)) for output in self._pending]).tolist()
-        self._grad_norm = math.nan if grad_norm is None else grad_norm.item()
+        scalars = [scalar for output in self._pending for scalar in (output.loss, output.accuracy)]
+        checked = [] if health is None else [health.grad_norm, health.largest]
+        values = torch.stack(scalars + checked).tolist()
+        pairs = [values[index : index + 2] for index in range(0, len(scalars), 2)]
+        self._grad_norm, largest = values[len(scalars) :] if health is not None else (math.nan, 0.0)
         first = step - len(pairs) + 1
         self._pending.clear()
         for number, (loss, _) in enumerate(pairs, start=first):
             if not math.isfinite(loss):
-                raise RunError(f"the loss is {loss} at step {number}: {_DIVERGED}")
-        if grad_norm is not None and not math.isfinite(self._grad_norm) and not self._skips_overflow:
-            raise RunError(f"the gradient's norm is {self._grad_norm} at step {step}: {_DIVERGED}")
+                raise RunError(f"the loss is {loss} at step {number}: {DIVERGED}")
+        if health is not None and not math.isfinite(self._grad_norm) and not self._skips_overflow:
+            raise RunError(f"the gradient's norm is {self._grad_norm} at step {step}: {DIVERGED}")
+        if health is not None and not math.isfinite(largest):
+            raise RunError(f"{health.culprit()} is not finite at step {step}: {DIVERGED}")
         self.progress.window += pairs
         self.progress.epoch += pairs
         return len(pairs)

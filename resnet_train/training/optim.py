@@ -55,5 +55,25 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_can_fuse(model))
 
 
+def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD the momentum of zero that its first step would make, for a first step that the loss scaler skips.
+
+    The fused step makes the memory first and then skips, and what lies in that memory is momentum from then on. A
+    first step from zero is the same to the bit: ``momentum * 0 + gradient``.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give each tensor of the optimizer's state the strides of its parameter: fused steps walk both as one memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _can_fuse(model: nn.Module) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())

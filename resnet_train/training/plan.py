@@ -15,7 +15,7 @@ from resnet_train.kernels.choose import Backend, choose_backend
 def build_device(name: str) -> torch.device:
     """The device that ``auto`` or a name means; raises `ConfigError` where this machine lacks it."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # mps was never measured: only by its name
     if name.startswith("cuda"):
         available = torch.cuda.device_count()
         index = int(name.partition(":")[2] or 0)

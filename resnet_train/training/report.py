@@ -10,7 +10,6 @@ from resnet_train.runs import environment
 from resnet_train.runs.console import count, duration, header
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
-from resnet_train.training.plan import Plan
 from resnet_train.training.session import Session
 from resnet_train.training.setup import Run, Timetable
 
@@ -35,6 +34,7 @@ def announce(run: Run, session: Session) -> None:
                 "data",
                 f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
             ),
+            *([("left out", run.left_out)] if run.left_out else []),
             ("device", f"{facts.device} ({facts.hardware})"),
             *run.plan.lines(),
             ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),
@@ -96,13 +96,4 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
         sessions=clock.sessions,
         forced=session.forced,
         error=error,
-    )
-
-
-def out_of_memory(plan: Plan, *, batch_size: int, accumulate: int) -> str:
-    """What to do about it."""
-    return (
-        f"out of memory on {plan.device} with batch_size={batch_size}, accumulate={accumulate} and "
-        f"precision={plan.precision}: try accumulate={2 * accumulate}, which splits each batch, a smaller "
-        f"batch_size or a smaller model; the checkpoints are whole"
     )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from resnet_train.errors import ConfigError
-from resnet_train.runs.checkpoint import read_weights
+from resnet_train.runs.checkpoint import CorruptCheckpoint, read_checkpoint, read_weights
 from resnet_train.runs.console import count
+from resnet_train.runs.data_identity import listed
 from resnet_train.runs.resume import Notice, Resumed
 from resnet_train.training.clock import Clock
 from resnet_train.training.state import TrainState, load_weights
@@ -34,9 +39,13 @@ def restore(state: TrainState, clock: Clock, resumed: Resumed, *, total_steps: i
     return [*resumed.notices, (logging.INFO, done)]
 
 
-def begin_with(state: TrainState, path: Path) -> list[Notice]:
-    """Take the weights of another run; raises `ConfigError` where they do not fit. Returns what to announce."""
+def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list[Notice]:
+    """Take the weights of another run; raises `ConfigError` where they do not fit. Returns what to announce.
+
+    Rows of the classifier go by the names of the ``classes``, where the other run is known to have any.
+    """
     weights = read_weights(path)
+    weights, rows = rows_by_class(weights, saved_classes(path), own=state.model.state_dict(), classes=classes)
     try:
         left = load_weights(state.model, weights)
     except ValueError as error:
@@ -44,4 +53,39 @@ def begin_with(state: TrainState, path: Path) -> list[Notice]:
     if state.ema is not None:
         state.ema.load_state_dict(state.model.state_dict())
     taken = f"beginning with {len(weights) - len(left)} of the {len(weights)} tensors of {path}"
+    if rows and not left:
+        taken += f"; {rows}"
     return [(logging.INFO, text) for text in (taken, *(f"left as initialised: {text}" for text in left))]
+
+
+def saved_classes(path: Path) -> list[str] | None:
+    """The names of the classes in a run directory or a checkpoint of one; None for other files of weights."""
+    if path.is_dir():
+        path = next(file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file())
+    try:
+        return read_checkpoint(path).get("classes")
+    except CorruptCheckpoint:  # not one of ours: those were read before
+        return None
+
+
+def rows_by_class(
+    weights: dict[str, Tensor], theirs: Sequence[str] | None, *, own: dict[str, Tensor], classes: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """``weights`` with the rows of the classifier in the order of ``classes``, and a few words on that.
+
+    ``theirs`` are the classes of ``weights``, in their order. Rows of other classes are those of ``own``.
+    """
+    names = [name for name in ("fc.weight", "fc.bias") if name in weights and name in own]
+    if theirs is None or any(len(weights[name]) != len(theirs) for name in names):
+        return weights, "rows of the classifier in their order, since the file does not name its classes"
+    if any(weights[name].shape[1:] != own[name].shape[1:] for name in names):
+        return weights, ""
+    row_of = {unicodedata.normalize("NFC", name): row for row, name in enumerate(theirs)}
+    rows = {row: row_of[name] for row, name in enumerate(classes) if name in row_of}
+    mapped = {name: own[name].clone() for name in names}
+    for tensor_name, tensor in mapped.items():
+        for row, their_row in rows.items():
+            tensor[row] = weights[tensor_name][their_row]
+    left = [name for row, name in enumerate(classes) if row not in rows]
+    text = f"{len(rows)} of the classifier's {len(classes)} rows, by the names of the classes"
+    return weights | mapped, text + (f"; as initialised: {listed(left)}" if left else "")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resnet_train.config.run import Config
 from resnet_train.runs.checkpoint import FORMAT, Checkpoints
 from resnet_train.runs.console import count
-from resnet_train.runs.directory import Invocation, write_config
+from resnet_train.runs.directory import Invocation, resolved, write_config
 from resnet_train.runs.lock import Lock
 from resnet_train.runs.metrics_table import MetricsTable, Row
 from resnet_train.runs.resume import Notice, choose_checkpoint
@@ -56,6 +56,7 @@ class Session:
             "kernels": run.facts.kernels,
             "forced": self.forced,
             "classes": list(run.classes),
+            "data": run.data.plain(),
             "versions": run.facts.versions,
             "clock": self.clock.state_dict(),
         }
@@ -72,13 +73,13 @@ def open_session(
     state, total_steps = run.state, run.timetable.total_steps
     checkpoints = Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep)
     resumed = choose_checkpoint(
-        config, directory, checkpoints, precision=run.facts.precision, kernels=run.facts.kernels
+        config, directory, checkpoints, precision=run.facts.precision, kernels=run.facts.kernels, data=run.data
     )
     notices: list[Notice] = []
     if resumed is not None:
         notices = restore(state, clock, resumed, total_steps=total_steps)
     elif config.init_from:
-        notices = begin_with(state, Path(config.init_from))
+        notices = begin_with(state, Path(config.init_from), classes=run.classes)
     if resumed is not None and state.step < total_steps:
         lr = run.lr_schedule(state.step)
         notices.append((logging.INFO, f"the learning rate continues at {lr:.4g}, towards {count(total_steps)} steps"))
@@ -93,7 +94,7 @@ def open_session(
         command=command,
         notices=notices,
         forced=[] if resumed is None else resumed.forced,
-        config=asdict(config),
+        config=resolved(config),
         clock=clock,
         checkpoints=checkpoints,
         table=MetricsTable(directory / "metrics.csv", from_step=state.step),

@@ -1,7 +1,8 @@
 """What a run is made of: everything is built here from the configuration, without side effects.
 
-Nothing is written, logged or switched here, and nothing knows the run's directory. Two things reach outside:
-`load_dataset` may unpack or cache the data set, and initialisation seeds the global random generators.
+Nothing is written, logged or switched here, and nothing knows the run's directory. Three things reach outside:
+`load_dataset` may unpack or cache the data set, kernels may have to be compiled, and initialisation seeds the global
+random generators.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from resnet_train.config.durations import Duration, due
 from resnet_train.config.run import Config, check_lengths, steps_per_epoch, total_steps
 from resnet_train.data.dataset import Dataset, Split, load_dataset
 from resnet_train.data.stream import EvalData, TrainData
+from resnet_train.errors import ConfigError
 from resnet_train.models.build import build_model
-from resnet_train.models.count import multiply_adds, num_parameters
+from resnet_train.models.count import Layer, layers, multiply_adds, num_parameters
 from resnet_train.runs import environment
+from resnet_train.runs.data_identity import DataIdentity
+from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep
 from resnet_train.training.lr_schedule import LRSchedule, build_lr_schedule
+from resnet_train.training.memory import eval_batch_size
 from resnet_train.training.optim import build_optimizer
 from resnet_train.training.plan import Plan, build_plan
 from resnet_train.training.state import TrainState
 from resnet_train.training.step import Forward, Step, StepOptions, train_step
-
-EVAL_BATCH_SIZE = 500  # divides 10,000; large enough for a GPU, small enough for any memory
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Run:
     seed: int
     has_dropout: bool
     classes: tuple[str, ...]
+    data: DataIdentity
+    left_out: str  # files beside the images, in words
     image_size: int
     facts: Facts
 
@@ -109,9 +114,12 @@ def build(config: Config) -> Run:
     Raises `ConfigError` for what does not fit the machine or the data.
     """
     plan = build_plan(config)
+    check_memory(config, on_cpu=plan.device.type == "cpu")
     dataset = read_dataset(config)
     timetable = build_timetable(config, len(dataset.train))
     state = build_state(config, plan, num_classes=len(dataset.classes))
+    found = layers(state.model, dataset.image_size)
+    check_batch_norm(config, found, image_size=dataset.image_size)
     forward = build_forward(plan, state)
     splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
     return Run(
@@ -126,11 +134,16 @@ def build(config: Config) -> Run:
             steps_per_epoch=timetable.steps_per_epoch,
         ),
         train_data=build_train_data(config, plan, dataset),
-        eval_data={name: build_eval_data(config.dataset, plan, split) for name, split in splits.items()},
+        eval_data={
+            name: build_eval_data(config.dataset, plan, split, batch_size=eval_batch_size(found))
+            for name, split in splits.items()
+        },
         timetable=timetable,
         seed=config.seed,
         has_dropout=bool(config.model.dropout),
         classes=dataset.classes,
+        data=dataset.identity,
+        left_out=dataset.left_out,
         image_size=dataset.image_size,
         facts=Facts(
             name=config.name,
@@ -186,6 +199,19 @@ def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:
     return TrainState(model, build_optimizer(config.optim, model), scaler, ema)
 
 
+def check_batch_norm(config: Config, found: list[Layer], *, image_size: int) -> None:
+    """Raise `ConfigError` where a batch norm would see one value per channel, whose variance is nothing."""
+    size, accumulate = config.batch_size, config.accumulate
+    pixels = min(layer.pixels_out for layer in found if layer.pixels_out)
+    if size // accumulate * pixels == 1:
+        fewer = [number for number in range(1, accumulate) if size % number == 0]
+        raise ConfigError(
+            f"batch_size: expected more than one value per channel in each batch norm, got one image of one pixel "
+            f"(batch_size={size}, accumulate={accumulate}, {image_size}x{image_size} images); "
+            f"try {f'accumulate={fewer[-1]}' if fewer else 'batch_size=2'}"
+        )
+
+
 def build_step_options(config: Config, plan: Plan) -> StepOptions:
     """What one step does."""
     return StepOptions(
@@ -226,11 +252,11 @@ def build_train_data(config: Config, plan: Plan, dataset: Dataset) -> TrainData:
     )
 
 
-def build_eval_data(config: DatasetConfig, plan: Plan, split: Split) -> EvalData:
+def build_eval_data(config: DatasetConfig, plan: Plan, split: Split, *, batch_size: int) -> EvalData:
     """Every image of a split, once."""
     return EvalData(
         split,
-        batch_size=EVAL_BATCH_SIZE,
+        batch_size=batch_size,
         mean=config.mean,
         std=config.std,
         device=plan.device,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from resnet_train.runs.summary import Score
+from resnet_train.training.optim import match_layout
 
 
 @dataclass
@@ -93,6 +94,7 @@ class TrainState:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"], strict=True)
         self.optimizer.load_state_dict(saved["optimizer"])
+        match_layout(self.optimizer)  # channels_last may be another than it was
         self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
         self.last = {split: Score(**score) for split, score in saved["last"].items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from resnet_train.training.optim import zero_momentum
 from resnet_train.training.state import TrainState
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
@@ -36,6 +39,15 @@ class StepOutput:
     loss: Tensor  # (), mean over the batch
     accuracy: Tensor  # (), fraction of the batch whose (likeliest) label was found
     grad_norm: Tensor | None  # (), before clipping; where it clips, else None: ask `grad_norm`
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether training has diverged after a step; left on the device, as all that is read now and then."""
+
+    grad_norm: Tensor  # (), of the last gradient, before clipping
+    largest: Tensor  # (), magnitude in weights, statistics and optimizer state: not finite where one of them is not
+    culprit: Callable[[], str]  # the name of that one
 
 
 class Step(Protocol):
@@ -75,6 +87,8 @@ def train_step(
         group["lr"] = lr
     if not state.model.training:
         state.model.train()
+    if not state.optimizer.state:
+        zero_momentum(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     losses, correct = [], []
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
@@ -109,6 +123,26 @@ def grad_norm(state: TrainState, output: StepOutput) -> Tensor:
     Apart from `train_step`, since a hundred small sums are a hundredth of a step of a thin network, and few are read.
     """
     return total_norm(state.model) if output.grad_norm is None else output.grad_norm
+
+
+def health(state: TrainState, output: StepOutput) -> Health:
+    """Of ``state`` after the step that gave ``output``: only of use until the next step begins."""
+    largest = get_total_norm([tensor for _, tensor in _state_tensors(state)], norm_type=math.inf)
+    return Health(grad_norm(state, output), largest, partial(_first_not_finite, state))
+
+
+def _state_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    """What a step changes for good, by name."""
+    for name, tensor in (*state.model.named_parameters(), *state.model.named_buffers()):
+        if tensor.is_floating_point():
+            yield name, tensor.detach()
+        for key, value in state.optimizer.state.get(tensor, {}).items():
+            if torch.is_tensor(value) and value.shape == tensor.shape:
+                yield f"{key} of {name}", value
+
+
+def _first_not_finite(state: TrainState) -> str:
+    return next(name for name, tensor in _state_tensors(state) if not tensor.isfinite().all())
 
 
 def total_norm(model: nn.Module) -> Tensor:

@@ -21,8 +21,8 @@ MESSAGES = [
     ("model=resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
     (
         "dataset=cifar1O",
-        "dataset: expected one of cifar10, cifar100, imagefolder, synthetic, got 'cifar1O'; did you mean "
-        "dataset=cifar10?",
+        "dataset: expected one of cifar10, cifar100, fashion_mnist, imagefolder, synthetic, got 'cifar1O'; did you "
+        "mean dataset=cifar10?",
     ),
     ("optm.lr=0.1", "optm: no such key; did you mean optim?"),
     ("optim.lt=0.1", "optim.lt: no such key; did you mean optim.lr?"),
@@ -50,12 +50,36 @@ MESSAGES = [
     ("optim.lr=${nowhere}", "optim.lr: Interpolation key 'nowhere' not found; quote a $ that is meant as such"),
     ("optim.lr=-1", "optim.lr: expected a number > 0, got -1.0"),
     ("seed=1,2", "seed: expected one value, got 1,2; to sweep over them put -m in front"),
+    ("seed=[1", "cannot read 'seed=[1': its value holds [, which needs quotes of its own; write \"seed='[1'\""),
+    ("name=a&b", "cannot read 'name=a&b': its value holds &, which needs quotes of its own; write \"name='a&b'\""),
     (
-        "seed=[1",
-        "cannot read the override 'seed=[1': expected KEY=VALUE; values that hold any of {}[](),:=$ or spaces need "
-        "quotes of their own, as in 'name=\"a b\"'",
+        "epochs 3",
+        "cannot read 'epochs': expected KEY=VALUE, as in epochs=10; resnet-train --help shows what can be set",
     ),
-    ("model=null", "cannot make sense of model=null: Config group override must be a string or a list. Got NoneType"),
+    ("lr=0.1", "lr: no such key; did you mean optim.lr?"),
+    ("optim.learning_rate=0.1", "optim.learning_rate: no such key; did you mean optim.lr?"),
+    (
+        "--epochs 3",
+        "--epochs: no such flag; values are given as KEY=VALUE, as in epochs=..., and resnet-train --help lists what "
+        "there is",
+    ),
+    (
+        "--lr=0.1",
+        "--lr: no such flag; values are given as KEY=VALUE, as in lr=0.1, and resnet-train --help lists what there is",
+    ),
+    ("+experiment=quick", "experiment: expected one option; write experiment=quick once, without a +"),
+    ("+model.width=2", "model.width: it is there already; leave the + out, as in model.width=2"),
+    ("model=glob(*)", "model: expected one value, got glob(*); to sweep over them put -m in front"),
+    ("-m model=glob(nothing*)", "expected values to sweep over, got none: model=glob(nothing*)"),
+    ("~seed", "seed: every run needs a value here, it cannot be removed; set seed=VALUE"),
+    ("experiment=null epochs=0", "epochs: expected a number >= 1, got 0"),
+    ("--hydra-help seed=1", "--hydra-help: expected nothing beside it, got seed=1"),
+    (
+        "resume=run/checkpoints/last.pt",
+        "resume: expected a run directory, got the checkpoint run/checkpoints/last.pt; resume=run continues from the "
+        "newest one, init_from=run/checkpoints/last.pt starts a new run from this one",
+    ),
+    ("model=null", f"model: expected one of {MODELS}, got null"),
     ("hydra.foo=1", "hydra.foo: no such key of Hydra's; resnet-train --cfg hydra shows all of them"),
     ("steps=10", "epochs=200 and steps=10 contradict each other: give one; for 10 steps add epochs=null"),
     (
@@ -93,7 +117,11 @@ MESSAGES = [
     (f"seed=1{'0' * 400}", f"seed: expected a number >= 0 and <= 1.79769e+308, got 1{'0' * 400}"),
     ("-m seed=1,2 epochs=0", "epochs: expected a number >= 1, got 0"),
     ("-m model=resnet20,resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
-    ("--foo", "unrecognized arguments: --foo; resnet-train --help lists what there is"),
+    (
+        "--foo",
+        "--foo: no such flag; values are given as KEY=VALUE, as in foo=..., and resnet-train --help lists what "
+        "there is",
+    ),
     ("--config-dir nowhere", "--config-dir: expected a folder of YAML files, got 'nowhere', which is none"),
     (
         "--config-name nowhere",
@@ -107,7 +135,7 @@ MESSAGES = [
     [
         (["--config-name", "\r"], r"no config named '\r': expected \r.yaml in conf/"),
         (["--config-name", "a\u2028b/\x1b[31m"], r"a\u2028b: expected one of "),
-        (["seed=\x1b[31m"], r"cannot read the override 'seed=\x1b[31m': "),
+        (["seed=\x1b[31m"], r"cannot read 'seed=\x1b[31m': "),
     ],
     ids=["return", "separator", "escape"],
 )
@@ -161,3 +189,49 @@ def test_a_group_that_is_null(group: str, answer: Answer, tmp_path: Path, capsys
         "resnet-train: expected a group of keys, got '${seed}' in its place; name an option, as in optim=sgd\n",
         f"resnet-train: {group}: expected a group of keys, got '${{seed}}'; set {group}.KEY=VALUE\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optim:\n  lr: 0.1\n",
+            "experiment: a recipe of your own has to begin with the line # @package _global_, with ",
+        ),
+        (
+            "\ufeff# @package _global_\nseed: 1\n",
+            "experiment: a recipe of your own has to begin with the line # @package",
+        ),
+        (
+            "# @package _global_\noptim.lr: 0.1\n",
+            "optim.lr: keys in YAML do not nest by dots; write optim: {lr: ...} there",
+        ),
+        (
+            "# @package _global_\noptim:\n  learning_rate: 0.1\n",
+            "optim.learning_rate: no such key; did you mean optim.lr?",
+        ),
+    ],
+    ids=["no package", "byte order mark", "dots", "unknown key"],
+)
+def test_a_recipe_of_the_users_own(
+    text: str, message: str, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(text, encoding="utf-8")
+    assert answer("--config-dir", str(tmp_path), "experiment=own") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"resnet-train: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_plugin_that_can_be_installed(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer("-m", "hydra/launcher=ray", "seed=1,2") == 2
+    assert capsys.readouterr().err.endswith(", got 'ray'; install it with: pip install hydra-ray-launcher\n")
+
+
+@pytest.mark.parametrize("folder", ["it's", "a & b", "\u00dcbung \u6570\u636e"])
+def test_paths_need_no_quotes_of_their_own(
+    folder: str, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(f"dataset.root={tmp_path / folder}", "dataset.download=false") == 2
+    assert f" in {tmp_path / folder}, got neither" in capsys.readouterr().err

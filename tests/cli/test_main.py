@@ -6,12 +6,15 @@ import fcntl
 import os
 import pty
 import re
+import resource
+import select
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +126,10 @@ def test_programs_that_are_not_on_the_path_are_printed_with_their_interpreter(sh
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
-    ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGKILL"],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL"],
 )
 def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: int, shell: Shell) -> None:
     words = (*TINY, "epochs=null", "steps=400", "checkpoint.every=20steps", "eval_every=100steps", "log_every=10")
@@ -156,6 +160,64 @@ def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: 
     code, out, _ = shell.call("resume=cut")
     assert code == 0
     assert out.startswith("finished already: test accuracy ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["resnet-train", "python -m resnet_train.train"])
+def test_ctrl_c_leaves_no_traceback_from_the_start(shell: Shell, program: str) -> None:
+    """From the moment that Python runs our code, which is not before it has started itself."""
+    command = (sys.executable, *program.split()[1:]) if program.startswith("python") else shell.program(program)
+    for tenths in range(1, 16):
+        words = (*command, *TINY, *LONG, f"hydra.run.dir=run-{tenths}")
+        started = subprocess.Popen(words, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(tenths / 10)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
+        assert (started.returncode, err) in [(-signal.SIGINT, ""), (130, ""), (130, "interrupted\n")], tenths
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed(shell: Shell) -> None:
+    """It hangs up, and nothing can be written to it any more."""
+    command = (*shell.program("resnet-train"), *TINY, *LONG, "hydra.run.dir=run")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(shell.folder)
+        os.execv(command[0], command)
+    while not (shell.folder / "run/checkpoints/step-00000050.pt").exists():
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    found = read_summary(shell.folder / "run")
+    assert found is not None
+    assert found.status == "interrupted"
+    assert read_checkpoint(shell.folder / "run/checkpoints/last.pt")["state"]["step"] == found.steps
+
+
+@pytest.mark.slow
+def test_nohup_keeps_a_run_from_hanging_up(shell: Shell) -> None:
+    def nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    overrides = (*TINY, "epochs=null", "steps=400", "checkpoint.every=20steps", "hydra.run.dir=run")
+    started = shell.start(*overrides, preexec_fn=nohup)
+    shell.wait_for("run/checkpoints/step-00000040.pt", started)
+    started.send_signal(signal.SIGHUP)
+    assert (started.communicate(timeout=60)[1], started.returncode) == ("", 0)
+
+
+@pytest.mark.slow
+def test_a_limit_of_cpu_time(shell: Shell) -> None:
+    """The system sends SIGXCPU, and again each second."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (12, 120))
+
+    started = shell.start(*TINY, *LONG, "steps=1000000", "log_every=500", "hydra.run.dir=run", preexec_fn=limit)
+    out, err = started.communicate(timeout=120)
+    assert (started.returncode, err) == (152, "")
+    assert "everything is saved. Continue with: " in out
 
 
 @pytest.mark.slow
@@ -235,9 +297,7 @@ def test_progress_bar_on_a_terminal(shell: Shell) -> None:
     started.communicate(timeout=60)
     os.close(parent)
     assert started.returncode == 0
-    assert re.search(
-        rb"\d+% .+ \d+/300 steps, \d\d:\d\d left, loss \d\.\d+, accuracy \d+\.\d %, lr 0\.\S+, [\d,]+ images/s", shown
-    )
+    assert re.search(rb"\d+% .+ \d+/300, \d\d:\d\d left, loss \d\.\d+, \d+\.\d %, lr 0\.\S+, [\d,]+ images/s", shown)
 
 
 @pytest.mark.slow

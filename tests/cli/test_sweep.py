@@ -16,6 +16,7 @@ import pytest
 from resnet_train.cli.compose import started as hydra_started
 from resnet_train.cli.overrides import parse
 from resnet_train.cli.sweep import expand
+from resnet_train.config.store import job_name
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.summary import read_summary
 from tests.conftest import TINY, Shell
@@ -57,17 +58,17 @@ def test_a_sweep(shell: Shell) -> None:
     words = (*TINY, "epochs=1", "-m", "optim.lr=0.1,1e30", "seed=0,1", "hydra.sweep.dir=sweep", "log_every=1")
     code, out, err = shell.call(*words)
     assert code == 1
-    table = out[out.index("job ") :].splitlines()
-    jobs = [line.split()[0] for line in table[1:5]]
+    table = shell.table(out)
+    jobs = [line.split()[-1] for line in table]
     assert sorted(jobs) == sorted(path.name for path in (shell.folder / "sweep").iterdir() if path.is_dir())
-    assert all(re.fullmatch(r"resnet8-[0-9a-f]{8}", job) for job in jobs)
+    assert all(re.fullmatch(r"resnet8-lr=(0\.1|1e-30|1e30|1e\+30),seed=[01]-[0-9a-f]{8}", job) for job in jobs)
     found = [read_summary(shell.folder / "sweep" / job) for job in jobs]
     assert [job.status for job in found if job] == ["finished", "finished", "failed", "failed"]
     assert found[0].result != found[1].result or found[0].last != found[1].last  # type: ignore[union-attr]
     for job in jobs[2:]:
         assert "Traceback (most recent call last)" in (shell.folder / "sweep" / job / "train.log").read_text()
-    assert [("finished" in line, "failed" in line) for line in table[1:5]] == [(True, False)] * 2 + [(False, True)] * 2
-    assert f"{100 * found[0].result:.2f} %" in table[1]  # type: ignore[union-attr, operator]
+    assert [("finished" in line, "failed" in line) for line in table] == [(True, False)] * 2 + [(False, True)] * 2
+    assert f"{100 * found[0].result:.2f} %" in table[0]  # type: ignore[union-attr, operator]
     assert "training has diverged" in err.splitlines()[-1]
     # one of its jobs is a run like any other
     code, out, _ = shell.call(f"resume=sweep/{jobs[0]}", "epochs=2")
@@ -119,7 +120,7 @@ def test_a_sweep_that_was_killed_comes_to_the_same(shell: Shell) -> None:
     assert len(by_words) == len(killed) == 8
     for words, table in straight.items():
         assert by_words[frozenset(words.split())] == table, words
-    listed = out[out.index("\njob ") :].splitlines()[2:10]
+    listed = shell.table(out)
     assert all("finished" in line for line in listed)
     assert [re.findall(r"seed=(\d)", line)[0] for line in listed] == list("32103210")
 
@@ -130,7 +131,7 @@ def test_a_sweep_ends_early_where_asked_to(shell: Shell) -> None:
     code, out, err = shell.call(*words)
     assert code == 1
     assert err.splitlines()[-1] == ("resnet-train: the sweep was ended after 2 failed jobs, as max_failures asks for")
-    assert out[out.index("\njob ") :].count("failed") == 2
+    assert [line.count("failed") for line in shell.table(out)] == [1, 1]
     jobs = [path for path in (shell.folder / "outputs/sweeps/bad").iterdir() if path.is_dir()]
     assert len(jobs) == 2
     for job in jobs:
@@ -151,3 +152,40 @@ def test_a_sweep_ends_early_where_asked_to(shell: Shell) -> None:
 def test_words_of_sweeps(words: tuple[str, ...], message: str, shell: Shell) -> None:
     assert shell.call(*TINY, *words) == (2, "", f"resnet-train: {message}\n")
     assert list(shell.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_corrupt_job_is_listed_with_the_others(shell: Shell) -> None:
+    sweep = (*TINY, "-m", "epochs=1", "seed=0,1", "sweep=two")
+    assert shell.call(*sweep)[0] == 0
+    jobs = sorted(path for path in (shell.folder / "outputs/sweeps/two").iterdir() if path.is_dir())
+    (jobs[0] / "invocation.json").write_text("{")
+    (shell.folder / "outputs/sweeps/two/stranger").mkdir()
+    (shell.folder / "outputs/sweeps/two/stranger/invocation.json").write_text("[]")
+    code, out, err = shell.call(*sweep)
+    assert (code, err) == (0, "")
+    assert len(shell.table(out)) == 3
+
+
+@pytest.mark.slow
+def test_a_folder_of_somebody_else_is_left_alone(shell: Shell) -> None:
+    (shell.folder / "theirs").mkdir()
+    (shell.folder / "theirs" / "metrics.csv").write_text("my figures\n")
+    for arguments in (("hydra.run.dir=theirs",), ("-m", "seed=0,1", "hydra.sweep.dir=theirs")):
+        code, _, err = shell.call(*TINY, "epochs=1", *arguments)
+        assert code == 2
+        assert "expected a new or empty folder" in err
+    assert [path.name for path in (shell.folder / "theirs").iterdir()] == ["metrics.csv"]
+    assert (shell.folder / "theirs" / "metrics.csv").read_text() == "my figures\n"
+
+
+def test_names_of_jobs(tmp_path: Path) -> None:
+    task = ["model=resnet20", "optim.lr=0.1", "schedule.milestones=[1, 2]", "seed=3"]
+    name = job_name("quick", task, "digest of this", str(tmp_path), "optim.lr schedule.milestones seed")
+    assert re.fullmatch(r"quick-lr=0\.1,milestones=-1,-2-,seed=3-[0-9a-f]{8}", name)
+    long = job_name("quick", ["name=" + "x" * 300], "", str(tmp_path), "name")
+    assert len(long) < 90
+    (tmp_path / f"quick-{name[-8:]}").mkdir()
+    assert job_name("quick", task, "digest of this", str(tmp_path), "seed") == f"quick-{name[-8:]}", (
+        "as it was called before"
+    )

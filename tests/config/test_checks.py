@@ -31,10 +31,10 @@ def test_numbers_within_their_bounds(value: float, bounds: dict[str, float]) -> 
             lambda: checks.number("key", 10**400, at_least=1),
             f"key: expected a number >= 1 and <= 1.79769e+308, got {10**400}",
         ),
-        (lambda: checks.choice("key", "x", ("one", "two")), "key: expected one of one, two, got 'x'"),
+        (lambda: checks.choice("model.shortcut", "x"), "model.shortcut: expected one of A, B, got 'x'"),
         (
-            lambda: checks.choice("key", "tow", ("one", "two")),
-            "key: expected one of one, two, got 'tow'; did you mean key=two?",
+            lambda: checks.choice("precision", "bf15"),
+            "precision: expected one of auto, fp32, tf32, bf16, fp16, got 'bf15'; did you mean precision=bf16?",
         ),
         (lambda: checks.duration("key", "0 steps", positive=True), "key: expected more than 0, got 0 steps"),
         (

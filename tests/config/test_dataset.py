@@ -32,9 +32,10 @@ MESSAGES: list[tuple[str, str]] = [
         "dataset.augment.crop_mode: expected one of zeros, reflect, got 'zero'; "
         "did you mean dataset.augment.crop_mode=zeros?",
     ),
-    ("dataset.augment.cutout=-1", "dataset.augment.cutout: expected a number >= 0, got -1"),
-    ("dataset.augment.mixup=-0.5", "dataset.augment.mixup: expected a number >= 0, got -0.5"),
-    ("dataset.augment.cutmix=inf", "dataset.augment.cutmix: expected a number >= 0, got inf"),
+    ("dataset.augment.cutout=-1", "dataset.augment.cutout: expected a number >= 0 and <= 8192, got -1"),
+    ("dataset.augment.mixup=-0.5", "dataset.augment.mixup: expected a number >= 0 and <= 1000, got -0.5"),
+    ("dataset.augment.mixup=1e308", "dataset.augment.mixup: expected a number >= 0 and <= 1000, got 1e+308"),
+    ("dataset.augment.cutmix=inf", "dataset.augment.cutmix: expected a number >= 0 and <= 1000, got inf"),
     ("dataset.augment.crop_padding=-1", "dataset.augment.crop_padding: expected a number >= 0 and < 32, got -1"),
     ("dataset.augment.crop_padding=32", "dataset.augment.crop_padding: expected a number >= 0 and < 32, got 32"),
     (
@@ -42,9 +43,13 @@ MESSAGES: list[tuple[str, str]] = [
         "dataset.augment.crop_padding: expected a number >= 0 and < 4, got 4",
     ),
     ("dataset=synthetic dataset.image_size=3", "dataset.image_size: expected a number >= 4 and <= 4096, got 3"),
-    ("dataset=synthetic dataset.num_classes=1", "dataset.num_classes: expected a number >= 2, got 1"),
-    ("dataset=synthetic dataset.num_train=0", "dataset.num_train: expected a number >= 1, got 0"),
-    ("dataset=synthetic dataset.num_test=0", "dataset.num_test: expected a number >= 1, got 0"),
+    ("dataset=synthetic dataset.num_classes=1", "dataset.num_classes: expected a number >= 2 and <= 1e+06, got 1"),
+    ("dataset=synthetic dataset.num_train=0", "dataset.num_train: expected a number >= 1 and <= 1e+09, got 0"),
+    (
+        "dataset=synthetic dataset.num_train=99999999999999",
+        "dataset.num_train: expected a number >= 1 and <= 1e+09, got 99999999999999",
+    ),
+    ("dataset=synthetic dataset.num_test=0", "dataset.num_test: expected a number >= 1 and <= 1e+09, got 0"),
     (
         "dataset=imagefolder",
         "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "

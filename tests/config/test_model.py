@@ -11,8 +11,9 @@ from resnet_train.config.run import Config
 
 # Overrides, and the whole message.
 MESSAGES: list[tuple[str, str]] = [
-    ("model.depth=21", "model.depth: expected 6n + 2 (8, 14, 20, 32, ...) in this family, got 21"),
-    ("model.depth=2", "model.depth: expected 6n + 2 (8, 14, 20, 32, ...) in this family, got 2"),
+    ("model.depth=21", "model.depth: expected 6n + 2 (8, 14, 20, 32, ... 10004) in this family, got 21"),
+    ("model.depth=2", "model.depth: expected 6n + 2 (8, 14, 20, 32, ... 10004) in this family, got 2"),
+    ("model.depth=6000002", "model.depth: expected 6n + 2 (8, 14, 20, 32, ... 10004) in this family, got 6000002"),
     ("model=resnet18 model.depth=20", "model.depth: expected 18, 34, 50, 101 or 152 in this family, got 20"),
     (
         "model=resnet18 model.stem=cifar10",

@@ -23,7 +23,15 @@ MESSAGES: list[tuple[str, str]] = [
     ("steps=100", "epochs=200 and steps=100 contradict each other: give one; for 100 steps add epochs=null"),
     ("epochs=null", "epochs: expected a length for the run, got neither epochs nor steps; try epochs=10"),
     ("epochs=0", "epochs: expected a number >= 1, got 0"),
-    ("epochs=null steps=0", "steps: expected a number >= 1, got 0"),
+    ("epochs=null steps=0", "steps: expected a number >= 1 and <= 1e+12, got 0"),
+    (
+        f"epochs=null steps={10**20 - 1}",
+        f"steps: expected a number >= 1 and <= 1e+12, got {10**20 - 1}",
+    ),
+    (
+        f"epochs={10**12}",
+        f"epochs: expected at most 1e+12 steps, got {10**12} = {390625 * 10**9} steps",
+    ),
     ("batch_size=0", "batch_size: expected a number >= 1, got 0"),
     ("accumulate=0", "accumulate: expected a number >= 1, got 0"),
     ("batch_size=100 accumulate=3", "batch_size (100) must be divisible by accumulate (3); try batch_size=99"),

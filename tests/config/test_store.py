@@ -13,7 +13,13 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_train.config.dataset import Cifar10Config, Cifar100Config, ImageFolderConfig, SyntheticConfig
+from resnet_train.config.dataset import (
+    Cifar10Config,
+    Cifar100Config,
+    FashionMNISTConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
 from resnet_train.config.model import CifarResNetConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
@@ -24,6 +30,7 @@ CONF = Path(__file__).parents[2] / "conf"
 OPTIONS: dict[str, type[Any]] = {
     "dataset/cifar10": Cifar10Config,
     "dataset/cifar100": Cifar100Config,
+    "dataset/fashion_mnist": FashionMNISTConfig,
     "dataset/imagefolder": ImageFolderConfig,
     "dataset/synthetic": SyntheticConfig,
     "optim/sgd": SGDConfig,

@@ -136,4 +136,44 @@ def test_a_broken_image_leaves_no_cache(
     message = f"{root}/train/green/b.bmp: expected an image, got an empty file; repair it or remove it"
     with pytest.raises(ConfigError, match=exactly(message)):
         load_imagefolder(imagefolder(root))
-    assert [path.name for path in (root / ".resnet-train-cache").iterdir()] == [".lock"]
+    assert not list((root / ".resnet-train-cache").glob("train-*"))
+
+
+def test_all_broken_images_are_named_at_once(
+    root: Path, imagefolder: Callable[..., ImageFolderConfig], exactly: Callable[[str], str]
+) -> None:
+    """Those of both splits; what is too long for a line is listed in a file."""
+    broken = ["train/blue/a.png", "train/red/more/c.JPG", "val/green/x.gif"]
+    for name in broken:
+        (root / name).write_bytes(b"")
+    (root / "train/green/link.png").symlink_to("nowhere.png")
+    message = (
+        f"{root}: expected images, got 4 files that cannot be read: train/blue/a.png (an empty file), "
+        f"train/green/link.png (No such file or directory), train/red/more/c.JPG (an empty file), "
+        f"val/green/x.gif (an empty file); repair them or remove them"
+    )
+    with pytest.raises(ConfigError, match=exactly(message)):
+        load_imagefolder(imagefolder(root))
+    for number in range(9):
+        (root / f"val/blue/{number}.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"got 13 files that cannot .* \(something else\) and 8 more \(listed in "):
+        load_imagefolder(imagefolder(root))
+    lines = (root / ".resnet-train-cache/unreadable.txt").read_text().splitlines()
+    assert len(lines) == 13
+    assert lines[-1] == "val/green/x.gif (an empty file)"
+    for line in lines:
+        (root / line.partition(" (")[0]).unlink()
+    Image.new("RGB", (12, 10)).save(root / "val/green/y.png")
+    load_imagefolder(imagefolder(root))
+
+
+def test_the_content_of_a_cache_of_version_0_1_0_is_read_once(
+    root: Path, imagefolder: Callable[..., ImageFolderConfig]
+) -> None:
+    first = load_imagefolder(imagefolder(root)).identity
+    path = cache_file(root).with_suffix(".sums")
+    path.unlink()  # that version kept the pixels only
+    assert load_imagefolder(imagefolder(root)).identity == first
+    assert path.stat().st_size == 9 * 16
+    path.write_bytes(b"cut")
+    assert load_imagefolder(imagefolder(root)).identity == first

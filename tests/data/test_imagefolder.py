@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from resnet_train.config.dataset import ImageFolderConfig
 from resnet_train.data.available import check_available
 from resnet_train.data.imagefolder import load_imagefolder
 from resnet_train.errors import ConfigError
+from resnet_train.runs.memory import total_bytes
 
 
 def test_classes_and_images_are_sorted(
@@ -35,24 +39,66 @@ def test_test_stands_in_for_val(root: Path, imagefolder: Callable[..., ImageFold
     assert len(load_imagefolder(imagefolder(root)).test.labels) == 3
 
 
-def test_folders_of_the_split_must_exist(
-    root: Path, imagefolder: Callable[..., ImageFolderConfig], exactly: Callable[[str], str]
-) -> None:
-    def message(got: str) -> str:
-        return exactly(
-            f"dataset.root: expected train/ and val/ (or test/) with one folder a class in {root}, got {got}; "
-            f"add dataset.root=FOLDER"
-        )
+def rename(old: str, new: str) -> Callable[[Path], object]:
+    return lambda root: (root / old).rename(root / new)
 
-    (root / "val").rename(root / "validation")
-    with pytest.raises(ConfigError, match=message("neither val/ nor test/")):
+
+def flat(root: Path) -> None:
+    """All images in one folder."""
+    for number, image in enumerate(sorted(root.glob("*/*/*.*"))):
+        if image.is_file() and not image.name.startswith("."):
+            image.rename(root / f"{number}{image.suffix}")
+    for split in ("train", "val"):
+        (root / split).rename(root.parent / split)
+
+
+def classes_alone(root: Path) -> None:
+    """The folders of the classes, without train/ around them."""
+    (root / "val").rename(root.parent / "val")
+    (root / "train").rename(root.parent / "train")
+    for name in ("red", "green", "blue"):
+        (root.parent / "train" / name).rename(root / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (rename("val", "other"), "neither val/ nor test/; move some images of each class (one in five, say) from ..."),
+        (rename("val", "validation"), "validation/; rename validation/ to val/"),
+        (rename("train", "training"), "no train/; add dataset.root=FOLDER"),
+        (lambda root: root.rename(root.with_name("moved")), "no such folder; add dataset.root=FOLDER"),
+        (flat, "10 images and no folders; put the images of each class into train/CLASS/ and val/CLASS/"),
+        (classes_alone, "folders of images without train/ around them (blue, green, red); move them into train/, ..."),
+    ],
+    ids=["val", "validation", "train", "root", "flat", "classes"],
+)
+def test_folders_that_are_not_as_expected(
+    root: Path,
+    change: Callable[[Path], object],
+    got: str,
+    imagefolder: Callable[..., ImageFolderConfig],
+    exactly: Callable[[str], str],
+) -> None:
+    change(root)
+    message = f"dataset.root: expected train/ and val/ (or test/) with one folder a class in {root}, got {got}"
+    for function in (check_available, load_imagefolder):
+        with pytest.raises(ConfigError, match=exactly(message)):
+            function(imagefolder(root))
+
+
+def test_train_in_place_of_the_root(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    with pytest.raises(ConfigError, match=rf", got no train/; add dataset\.root={root}$"):
+        check_available(imagefolder(root / "train"))
+
+
+def test_images_without_class_folders(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    for image in [*root.glob("train/*/*.png"), *root.glob("train/*/*.bmp")]:
+        if not image.parent.name.startswith(".") and not image.name.startswith("."):
+            image.rename(root / "train" / f"{image.parent.name}-{image.name}")
+    for name in ("red", "green", "blue"):
+        (root / "train" / name).rename(root / name)
+    with pytest.raises(ConfigError, match=r", got none, and 6 images outside of folders; put the images into them$"):
         check_available(imagefolder(root))
-    (root / "train").rename(root / "training")
-    with pytest.raises(ConfigError, match=message("no train/")):
-        check_available(imagefolder(root))
-    root.rename(root.with_name("moved"))
-    with pytest.raises(ConfigError, match=message("no such folder")):
-        load_imagefolder(imagefolder(root))
 
 
 @pytest.mark.parametrize(("kept", "got"), [((), "none"), (("red",), "red")])
@@ -75,8 +121,9 @@ def test_a_class_that_train_lacks_is_refused(
     root: Path, imagefolder: Callable[..., ImageFolderConfig], exactly: Callable[[str], str]
 ) -> None:
     (root / "val/green").rename(root / "val/Green")
+    (root / "val/blue").rename(root / "val/Blue")
     message = (
-        f"{root}/val/Green: expected one of the 3 classes of train/, got 'Green'; rename or remove the folder, or add "
+        f"{root}/val: expected folders of the 3 classes of train/, got 'Blue', 'Green'; rename or remove them, or add "
         f"the class to train/"
     )
     with pytest.raises(ConfigError, match=exactly(message)):
@@ -91,9 +138,11 @@ def test_an_empty_class_is_refused(
         path.unlink()
     if split == "train":
         (root / "train/red/more/c.JPG").unlink()
+    (root / split / "red/notes.txt").touch()
+    (root / split / "red/photo.HEIC").touch()
     message = (
-        f"{root}/{split}/red: expected images (.bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp), got none; "
-        f"add some or remove the folder"
+        f"{root}/{split}: expected images (.jpg, .png, .webp and what else Pillow reads) in each folder, got none in "
+        f"red (2 files: .heic 1, .txt 1); add some, or remove the folder"
     )
     with pytest.raises(ConfigError, match=exactly(message)):
         load_imagefolder(imagefolder(root))
@@ -130,3 +179,69 @@ def test_a_link_back_to_where_it_lies_is_refused(
     )
     with pytest.raises(ConfigError, match=exactly(message)):
         load_imagefolder(imagefolder(root))
+
+
+# --------------------------------------------------------------------------------------------- what counts as an image
+
+
+def test_whatever_pillow_reads_is_an_image(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "pgm": "PPM", "TGA": "TGA", "apng": "PNG"}
+    kinds |= {"jp2": "JPEG2000"} if features.check("jpg_2000") else {}
+    kinds |= {"avif": "AVIF"} if features.check("avif") else {}
+    for ending, kind in kinds.items():
+        image = Image.new("L" if ending == "pgm" else "RGB", (12, 10), 200 if ending == "pgm" else (0, 0, 255))
+        image.save(root / f"train/blue/photo.{ending}", kind)
+    files = load_imagefolder(imagefolder(root))
+    assert (len(files.train.labels), files.left_out) == (9 + len(kinds), "")
+
+
+def test_what_is_left_out_is_counted_by_ending(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    for name in (
+        "train/red/1.heic",
+        "train/red/more/2.HEIC",
+        "val/blue/read me",
+        "train/blue/paper.pdf",
+        "train/a.txt",
+    ):
+        (root / name).touch()
+    Image.new("RGB", (12, 10)).save(root / "train/outside.png")
+    files = load_imagefolder(imagefolder(root))
+    assert len(files.train.labels) == 9
+    assert files.left_out == "5 files: .heic 2, .pdf 1, no ending 1, outside of the class folders 1"
+
+
+def test_thumbnails_of_systems_are_no_images(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    for name in ("train/@eaDir/a.jpg", "train/red/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "val/__MACOSX/red/a.png"):
+        (root / name).parent.mkdir(parents=True)
+        Image.new("RGB", (12, 10)).save(root / name)
+    (root / "train/red/desktop.ini").touch()
+    files = load_imagefolder(imagefolder(root))
+    assert (files.classes, len(files.train.labels), files.left_out) == (("blue", "green", "red"), 9, "")
+
+
+def test_names_are_compared_in_unicodes_composed_form(
+    root: Path, imagefolder: Callable[..., ImageFolderConfig]
+) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    (root / "train/red").rename(root / "train" / decomposed)
+    (root / "val/red").rename(root / "val" / composed)
+    files = load_imagefolder(imagefolder(root))
+    assert files.classes == ("blue", composed, "green")
+    (root / "val" / composed).rename(root / "val" / decomposed)
+    (root / "train" / decomposed).rename(root / "train" / composed)
+    again = load_imagefolder(imagefolder(root))
+    assert again.identity == files.identity
+    np.testing.assert_array_equal(again.train.images, files.train.images)
+    (root / "train" / decomposed).mkdir()
+    with pytest.raises(ConfigError, match=r"got two that are both called 'café' and differ only in how Unicode writes"):
+        load_imagefolder(imagefolder(root))
+
+
+def test_images_that_no_memory_holds_are_not_decoded(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    there = total_bytes()
+    assert there is not None
+    for number in range(there // (3 * 4096 * 4096) + 1):
+        os.link(root / "train/red/a.png", root / f"train/red/{number}.png")
+    with pytest.raises(ConfigError, match=r"^dataset\.image_size: expected what fits into the .* images of 4096x4096,"):
+        load_imagefolder(imagefolder(root, image_size=4096))
+    assert not (root / ".resnet-train-cache").exists()

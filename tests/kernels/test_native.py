@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +50,7 @@ def test_a_file_is_compiled_once_and_kept(compiler: str, tmp_path: Path) -> None
     first = load(tmp_path / "cache", CXX=str(wrapper))
     assert first.startswith(f"loaded {tmp_path}/cache/resnet-train/batch-")
     assert load(tmp_path / "cache", CXX=str(wrapper)) == first
-    compiled = [line for line in calls.read_text().splitlines() if "-shared" in line]
+    compiled = [line for line in calls.read_text().splitlines() if "batch.cpp" in line]
     assert len(compiled) == 1
     kept = sorted((tmp_path / "cache/resnet-train").iterdir())
     assert [str(path) for path in kept] == [first.removeprefix("loaded ")], "nothing else is left behind"
@@ -95,6 +99,132 @@ def test_a_result_that_cannot_be_loaded(tmp_path: Path) -> None:
     said = load(tmp_path, CXX=str(script(tmp_path / "cxx", text)))
     assert said.startswith("unavailable: batch-")
     assert " could not be loaded: " in said
+
+
+# Apple's clang: no OpenMP, on some processors no -march=native; and macOS has no huge pages to ask for.
+APPLE = """case "$*" in
+*-fopenmp*) echo "clang: error: unsupported option '-fopenmp'" >&2; exit 1;;
+*-march=native*) echo "clang: error: the clang compiler does not support '-march=native'" >&2; exit 1;;
+esac
+exec {compiler} -I {headers} "$@"
+"""
+FUSED = """
+import sys, torch
+from resnet_train.kernels import allocator
+from resnet_train.kernels.choose import choose_backend
+from resnet_train.models.resnet import CifarResNet
+torch.manual_seed(0)
+torch.set_num_threads(int(sys.argv[2]))
+model, images = CifarResNet(8), torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+expected = model(images)
+options = {"activation": "relu", "precision": "fp32", "compiled": False, "channels_last": True}
+backend = choose_backend(sys.argv[1], device=torch.device("cpu"), **options)
+backend.convert(model)
+allocator.install()
+print(backend.name, backend.reason, (model(images) - expected).abs().max().item() < 1e-4, sep=": ")
+"""
+
+
+def fused(cache: Path, cxx: Path, *, name: str, threads: int) -> str:
+    """The choice of a new process with that compiler, its reason, and whether the network computes the same."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "CXX": str(cxx)}
+    words = [sys.executable, "-c", FUSED, name, str(threads)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_compiler_like_apples(compiler: str, tmp_path: Path) -> None:
+    """All files compile; without OpenMP they have one thread, which is no gain where PyTorch has several."""
+    headers = tmp_path / "headers"
+    (headers / "sys").mkdir(parents=True)
+    (headers / "sys/mman.h").write_text("#include_next <sys/mman.h>\n#undef MADV_HUGEPAGE\n")
+    (headers / "omp.h").write_text("#error there is none\n")
+    cxx = script(tmp_path / "cxx", APPLE.format(compiler=compiler, headers=headers))
+    one, several, named = (
+        fused(tmp_path, cxx, name=name, threads=threads) for name, threads in (("auto", 1), ("auto", 2), ("fused", 2))
+    )
+    parts = "batch norm, addition and ReLU in one, 3x3 convolutions by Winograd's algorithm"
+    assert re.fullmatch(rf"fused: {parts} \(compiled with [^;]*\): True", one)
+    assert re.fullmatch(r"plain: .* has no OpenMP: one thread instead of 2: True", several)
+    assert re.fullmatch(
+        rf"fused: {parts} \(compiled with .*; but .* has no OpenMP: one thread instead of 2\): True", named
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("winograd.cpp", "batch norm, addition and ReLU in one"),
+        ("norm_act.cpp", "3x3 convolutions by Winograd's algorithm"),
+        ("batch.cpp", "batch norm, addition and ReLU in one, 3x3 convolutions by Winograd's algorithm"),
+    ],
+)
+def test_a_file_that_does_not_compile_is_left_out_alone(compiler: str, tmp_path: Path, file: str, parts: str) -> None:
+    fails = f'case "$*" in *{file}*) echo "fatal error: no such instruction" >&2; exit 1;; esac\nexec {compiler} "$@"'
+    cxx = script(tmp_path / "cxx", fails)
+    said = fused(tmp_path, cxx, name="auto", threads=1)
+    reason = re.escape(f"{cxx} failed on {file}: fatal error: no such instruction")
+    assert re.fullmatch(
+        rf"fused: {re.escape(parts)}(, batches from a table)? \(compiled with .*; but {reason}\): True", said
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_compiler_does_not_outlive_its_process(tmp_path: Path, signum: int) -> None:
+    """Nor what it has started itself."""
+    text = f'[ "$1" = --version ] && echo slow 1.0 && exit\nsleep 60 &\necho $! > {tmp_path}/pid\nwait'
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": str(script(tmp_path / "cxx", text))}
+    pid = tmp_path / "pid"
+    with subprocess.Popen(
+        [sys.executable, "-c", LOAD], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as started:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        started.send_signal(signum)
+        started.wait(10)
+    wait_until(lambda: not runs(int(pid.read_text())))
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there that has not ended; one that ended may wait for somebody to ask for its exit code."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return sys.platform != "linux"
+
+
+SAID = """
+import logging
+logging.basicConfig(level="INFO", format="%(message)s")
+from resnet_train.kernels import native
+native.load_batch(), native.load_norm_act()
+"""
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiling_is_said_once_and_only_when_it_is_done(tmp_path: Path) -> None:
+    left = tmp_path / "resnet-train" / "building-killed"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", SAID], capture_output=True, text=True, env=environment, cwd=ROOT).stderr
+        for _ in range(2)
+    ]
+    assert said == ["compiling kernels, once (about 5 s)\n", ""]
+    assert not left.exists(), "what a compiler left whose process was killed long ago"
 
 
 COPY = """

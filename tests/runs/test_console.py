@@ -36,6 +36,23 @@ def test_there_is_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (120, "loss 1.234, 56.7 %, lr 0.0925, 12,345 images/s"),
+        (80, "loss 1.234, 56.7 %, lr 0.0925, 12,345 images/s"),
+        (70, "loss 1.234, lr 0.0925, 12,345 images/s"),
+        (60, "loss 1.234, 12,345 images/s"),
+        (40, "12,345 images/s"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters_most(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress_bar(done=3, total=300) as progress:
+        progress.show(1.234, 0.567, lr=0.0925, images_per_second=12345.0)
+        assert progress._bar.postfix == shown
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -114,5 +131,5 @@ def test_a_notebook_shows_the_progress_of_a_run(setup: str, lines: int, shell: S
     code, out, err = shell.call(*TINY, "epochs=null", "steps=200", program=program, PYTHONPATH=path)
     assert code == 0, err
     assert out.count("model      resnet8: ") == out.count("epoch 1/") == out.count("step 200, ") == lines
-    assert ("/200 steps, " in out) == (setup != "del sys.modules['IPython']")
+    assert ("/200, " in out) == (setup != "del sys.modules['IPython']")
     assert f"{int('logging' in setup)} handlers" in out

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 
 import pytest
 
-from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.interrupt import Interrupted, StopSignal, ctrl_c
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
+HUP, QUIT, XCPU = signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +28,7 @@ def reached() -> Iterator[list[int]]:
     def handler(signum: int, _frame: FrameType | None) -> None:
         signals.append(signum)
 
-    before = {signum: signal.signal(signum, handler) for signum in (INT, TERM, USR1, USR2)}
+    before = {signum: signal.signal(signum, handler) for signum in (INT, TERM, USR1, USR2, HUP, QUIT, XCPU)}
     yield signals
     for signum, previous in before.items():
         signal.signal(signum, previous)
@@ -39,7 +42,7 @@ def send(signum: int, *, until: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("signum", [INT, TERM, USR1, USR2])
+@pytest.mark.parametrize("signum", [INT, TERM, USR1, USR2, HUP, QUIT, XCPU])
 def test_the_first_signal_sets_the_number_and_nothing_else(signum: int, reached: list[int]) -> None:
     with StopSignal() as stop:
         assert stop.signum is None
@@ -57,6 +60,8 @@ def test_the_first_signal_sets_the_number_and_nothing_else(signum: int, reached:
         (INT, TERM, "interrupted by SIGTERM", 143),
         (USR1, USR1, "interrupted by SIGUSR1", 75),
         (USR1, USR2, "interrupted by SIGUSR2", 75),
+        (QUIT, QUIT, "interrupted by SIGQUIT", 131),
+        (HUP, TERM, "interrupted by SIGTERM", 143),
     ],
 )
 def test_the_second_signal_interrupts_at_once(first: int, second: int, message: str, exit_code: int) -> None:
@@ -65,6 +70,48 @@ def test_the_second_signal_interrupts_at_once(first: int, second: int, message: 
         with pytest.raises(Interrupted) as caught:
             send(second, until=lambda: False)
     assert (str(caught.value), caught.value.exit_code, caught.value.signum) == (message, exit_code, second)
+
+
+@pytest.mark.parametrize("first", [INT, TERM, HUP, XCPU])
+@pytest.mark.parametrize(("again", "exit_code"), [(HUP, 129), (XCPU, 152)])
+def test_signals_that_come_again_by_themselves_interrupt_nothing(
+    first: int, again: int, exit_code: int, reached: list[int]
+) -> None:
+    """A terminal that closes hangs up twice, and beyond its CPU time a process is told each second."""
+    with StopSignal() as stop:
+        send(first, until=lambda: stop.signum)
+        for _ in range(2):
+            os.kill(os.getpid(), again)
+            time.sleep(0.01)
+    assert (stop.signum, reached) == (first, [first, again, again])
+    assert Interrupted(again).exit_code == exit_code
+
+
+@pytest.mark.parametrize("signum", [HUP, QUIT, XCPU])
+def test_what_is_ignored_stays_ignored(signum: int) -> None:
+    """As nohup wants it."""
+    signal.signal(signum, signal.SIG_IGN)
+    with StopSignal() as stop:
+        assert signal.getsignal(signum) == signal.SIG_IGN
+        os.kill(os.getpid(), signum)
+        send(TERM, until=lambda: stop.signum)
+        assert stop.signum == TERM
+    assert signal.getsignal(signum) == signal.SIG_IGN
+
+
+def test_a_ctrl_c_that_was_swallowed_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctrl_c, "pressed", False)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    signal.signal(INT, ctrl_c)
+    with StopSignal() as stop:
+        assert stop.signum is None
+    with suppress(KeyboardInterrupt):
+        send(INT, until=lambda: False)
+    assert ctrl_c.pressed
+    with StopSignal() as stop:
+        assert stop.signum == INT
+        with pytest.raises(Interrupted):
+            send(INT, until=lambda: False)
 
 
 def test_an_interruption_is_no_error() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.runs.summary import Score, Summary, read_summary, sweep_table
+from resnet_train.runs.summary import Score, Summary, read_summary
 
 SCORE = Score(loss=0.1, accuracy=0.9123, error=0.0877, correct=9123, count=10_000, step=3910)
 SUMMARY = Summary(
@@ -92,24 +92,3 @@ def test_every_truncation_is_seen(tmp_path: Path) -> None:
 )
 def test_the_result_in_one_line(summary: Summary, sentence: str) -> None:
     assert summary.sentence() == sentence
-
-
-def test_the_table_of_a_sweep(tmp_path: Path) -> None:
-    jobs = {
-        "0-resnet20": SUMMARY,
-        "1-resnet20": replace(SUMMARY, status="failed", result=None, train_seconds=0.4),
-        "2-resnet20": None,
-        "10-resnet20": replace(SUMMARY, result=0.0, train_seconds=3725.2),
-    }
-    for name, summary in jobs.items():
-        (tmp_path / name).mkdir()
-        if summary:
-            summary.write(tmp_path / name)
-    overrides = ["optim.lr=0.1", "optim.lr=0.25 seed=1", "", "seed=2"]
-    assert sweep_table([tmp_path / name for name in jobs], overrides) == (
-        "job          overrides             status    result        train s\n"
-        "0-resnet20   optim.lr=0.1          finished  test 91.23 %  100\n"
-        "1-resnet20   optim.lr=0.25 seed=1  failed                  0\n"
-        "2-resnet20                         not run\n"
-        "10-resnet20  seed=2                finished  test 0.00 %   3725"
-    )

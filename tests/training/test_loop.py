@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_train.config.run import Config
 from resnet_train.config.store import options_of
-from resnet_train.errors import RunError
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs.checkpoint import Checkpoints, read_checkpoint
 from resnet_train.runs.directory import is_run, read_config
 from resnet_train.runs.summary import read_summary
@@ -167,6 +169,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, tmp_path: Path) -> 
     assert "Traceback" in (tmp_path / "train.log").read_text()
 
 
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+@pytest.mark.usefixtures("compiler")
+def test_statistics_that_are_not_finite_stop_the_run(tiny: Tiny, tmp_path: Path, optim: str, kernels: str) -> None:
+    """The loss stays a number while the statistics of batch norm, or the second moments of AdamW, do not."""
+    lr = {"sgd": 100, "adamw": 1e4}[optim]
+    config = tiny("epochs=8", f"optim={optim}", f"optim.lr={lr}", "model.width=1", f"kernels={kernels}")
+    with pytest.raises(
+        RunError, match=r"^\S*(running_var|running_mean| of \S*) is not finite at step \d+: training has d"
+    ):
+        run(config, directory=tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints", keep=2).newest()
+    assert newest is not None
+    assert all(torch.isfinite(values).all() for values in newest[1]["state"]["model"].values())
+
+
+def test_a_result_that_is_no_number_is_no_result(tiny: Tiny, tmp_path: Path) -> None:
+    """One step at 1e25: weights and statistics are finite, and the logits of the test images are not."""
+    config = tiny("epochs=null", "steps=1", "optim.lr=1e25")
+    for _ in range(2):  # and again when it is resumed
+        with pytest.raises(RunError, match=r"^the loss on the test split is (nan|inf) at step 1: training has div"):
+            run(config, directory=tmp_path)
+        found = read_summary(tmp_path)
+        assert found is not None
+        assert (found.status, found.result) == ("failed", None)
+
+
 def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     results = [run(tiny("epochs=null", "steps=1", "name=mine")) for _ in range(2)]
@@ -174,6 +203,26 @@ def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatc
     assert directories[0] != directories[1]
     assert all(directory.parent.parent == tmp_path / "outputs" for directory in directories)
     assert all("-mine" in directory.name for directory in directories)
+
+
+def test_a_second_run_in_one_process_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would draw from the generators of the first; that one is what it is alone, and so is the next."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny("epochs=null", "steps=100", "model.dropout=0.5", "log_every=1")
+    expected = (run(config, directory=tmp_path / "alone"), (tmp_path / "alone/metrics.csv").read_bytes())
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(run, config, directory=tmp_path / "first")
+        while not (tmp_path / "first/checkpoints/last.pt").exists():
+            assert not first.done()
+            time.sleep(0.001)
+        with pytest.raises(ConfigError, match=r"^run: expected no other run in this process, .* start a process for e"):
+            run(config)
+        assert not first.done()
+        results = [first.result(), run(config, directory=tmp_path / "third")]
+    assert not (tmp_path / "outputs").exists(), "nothing is left of the one that was refused"
+    for name, result in zip(("first", "third"), results, strict=True):
+        assert ((tmp_path / name / "metrics.csv").read_bytes(), result.last) == (expected[1], expected[0].last)
+        assert (tmp_path / name / "train.log").read_text().count("directory") == 1
 
 
 @pytest.mark.usefixtures("compiler")

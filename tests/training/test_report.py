@@ -65,7 +65,7 @@ def test_out_of_memory_says_what_to_try(tiny: Tiny, tmp_path: Path, monkeypatch:
         run(tiny("epochs=1", "accumulate=2"), directory=tmp_path)
     assert str(raised.value) == (
         "out of memory on cpu with batch_size=32, accumulate=2 and precision=fp32: try accumulate=4, which splits each "
-        "batch, a smaller batch_size or a smaller model; the checkpoints are whole"
+        "batch, a smaller batch_size, a smaller model or smaller images; the checkpoints are whole"
     )
     found = read_summary(tmp_path)
     assert found is not None

@@ -232,9 +232,14 @@ def test_a_run_begins_with_the_weights_of_another(tiny: Tiny, tmp_path: Path, ca
 
 
 def test_the_classifier_may_differ(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of weights does not name its classes: what does not fit is left alone."""
     run(tiny("epochs=1"), directory=tmp_path / "first")
+    torch.save(read_checkpoint(tmp_path / "first/checkpoints/last.pt")["state"]["model"], tmp_path / "weights.pt")
+    source = f"init_from={tmp_path / 'weights.pt'}"
     with caplog.at_level("INFO"):
-        run(tiny("epochs=1", "dataset.num_classes=3", f"init_from={tmp_path / 'first'}"), directory=tmp_path / "second")
+        run(tiny("epochs=1", source), directory=tmp_path / "same")
+        assert "rows of the classifier in their order, since the file does not name its classes" in caplog.text
+        run(tiny("epochs=1", "dataset.num_classes=3", source), directory=tmp_path / "other")
     assert "beginning with 42 of the 44 tensors" in caplog.text
     assert "left as initialised: fc.bias is (10,) there and (3,) here" in caplog.text
     assert "left as initialised: fc.weight is (10, 16) there and (3, 16) here" in caplog.text

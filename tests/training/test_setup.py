@@ -43,7 +43,7 @@ def test_building_leaves_no_trace(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = tiny("deterministic=true", "profile=true", "init_from=nowhere", "resume=nowhere")
+    config = tiny("deterministic=true", "profile=true", "init_from=nowhere", "resume=nowhere", "kernels=plain")
     before = asdict(config)
     switches = [
         torch.are_deterministic_algorithms_enabled(),
@@ -78,6 +78,36 @@ def test_lengths_that_the_data_do_not_allow(tiny: Tiny) -> None:
     config.batch_size = 1000
     with pytest.raises(ConfigError, match=r"^batch_size: expected at most the 200 training images, got 1000; "):
         build(config)
+
+
+FOUR = ("dataset.image_size=4", "dataset.augment.crop_padding=0")
+ORIGINAL = ("model=resnet18", "model.depth=18", "model.width=0.0625", "model.stem=imagenet", "dataset.image_size=32")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        ((*ORIGINAL, "batch_size=8", "accumulate=8"), "accumulate=4"),
+        ((*ORIGINAL, "batch_size=9", "accumulate=9"), "accumulate=3"),
+        ((*ORIGINAL, "batch_size=1"), "batch_size=2"),
+        ((*FOUR, "batch_size=5", "accumulate=5"), "accumulate=1"),
+        ((*FOUR, "batch_size=1", "model.preactivation=true"), "batch_size=2"),
+    ],
+    ids=str,
+)
+def test_batch_norm_over_one_value_is_refused(tiny: Tiny, overrides: tuple[str, ...], fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(tiny(*overrides))
+    text = str(caught.value)
+    assert text.startswith("batch_size: expected more than one value per channel in each batch norm, got one image of ")
+    assert text.endswith(f"; try {fix}")
+    fixed = build(tiny(*overrides, fix))
+    fixed.train_step(*fixed.train_data.batch(0), lr=0.1)
+
+
+def test_one_image_of_several_pixels_is_enough(tiny: Tiny) -> None:
+    built = build(tiny("dataset.image_size=8", "batch_size=4", "accumulate=4"))
+    assert built.train_step(*built.train_data.batch(0), lr=0.1).loss.isfinite()
 
 
 TIMETABLE = Timetable(

@@ -75,6 +75,30 @@ def test_continuing_is_the_same_as_never_having_stopped(
     assert len(set(losses)) == 12
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("layout", ["true", "false"])
+def test_another_layout_continues_the_same_training(tiny: Compose, tmp_path: Path, optimizer: str, layout: str) -> None:
+    """To rounding: fused optimizers walk parameter, gradient and state as they lie in memory."""
+    overrides = (f"optim={optimizer}", f"optim.lr={0.1 if optimizer == 'sgd' else 0.01}", "ema_decay=0.9")
+    others = [choice for choice in ("true", "false") if choice != layout]
+    config, other = (replace(tiny(*overrides), channels_last=choice) for choice in (layout, *others))
+    first, data, options = fresh(config)
+    train(first, data, options, until=4)
+    checkpoint.write_checkpoint(tmp_path / "half.pt", {"format": checkpoint.FORMAT, "state": first.state_dict()})
+    expected = train(first, data, options, until=10)
+
+    second, data, options = fresh(other)
+    second.load_state_dict(checkpoint.read_checkpoint(tmp_path / "half.pt")["state"])
+    for parameter, values in second.optimizer.state.items():
+        for name, value in values.items():
+            assert value.stride() == parameter.stride() or value.ndim == 0, name
+    assert train(second, data, options, until=10) == pytest.approx(expected, rel=1e-4)
+    for network in ("model", "ema"):
+        ours, theirs = (getattr(state, network).state_dict() for state in (second, first))
+        for name, value in ours.items():
+            assert torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-3), name
+
+
 def test_everything_is_loaded(tiny: Compose, assert_same: AssertSame) -> None:
     config = tiny("ema_decay=0.9")
     state, data, options = fresh(config)

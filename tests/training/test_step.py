@@ -244,6 +244,29 @@ def test_a_gradient_that_overflows_changes_nothing_but_the_scale() -> None:
     assert (state.scaler.get_scale(), state.step) == (2.0**119, 1)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+def test_after_a_first_step_that_overflows_momentum_is_zero(fused: bool, loaded: bool) -> None:
+    """Not what lay in the memory before: blocks of a parameter's size are filled with it and freed."""
+    state = state_of(Scaled(), loss_scale=2.0**120)
+    weight = nn.Parameter(torch.ones(64, 64))
+    state.model.weight = weight
+    state.optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, nesterov=True, fused=fused)
+    if loaded:
+        state.load_state_dict(copy.deepcopy(state.state_dict()))
+
+    def forward(images: Tensor) -> Tensor:
+        return images.flatten(1) * weight[:3, :3]
+
+    filled = [torch.full((64, 64), 1e6) for _ in range(64)]
+    del filled
+    train_step(state, 1e4 * torch.eye(3), torch.tensor([1, 2, 0]), lr=0.1, options=StepOptions(), forward=forward)
+    assert torch.equal(weight, torch.ones(64, 64))
+    assert torch.equal(state.optimizer.state[weight]["momentum_buffer"], torch.zeros(64, 64))
+    train_step(state, 1e-30 * torch.eye(3), torch.tensor([1, 2, 0]), lr=0.1, options=StepOptions(), forward=forward)
+    assert torch.allclose(weight, torch.ones(64, 64))
+
+
 def test_the_average_moves_by_what_the_decay_leaves() -> None:
     average, model = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     with torch.no_grad():

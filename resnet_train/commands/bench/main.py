@@ -58,10 +58,11 @@ def main() -> None:
         variants = {
             text.strip(): offline_config(merge_overrides(overrides, split(text)))[0] for text in arguments.variant
         }
-        from resnet_train.commands.bench.rounds import measure
+        from resnet_train.commands.bench.rounds import measure, tell
 
         report = measure(config, variants, loops=loops, rounds=arguments.rounds, seconds=arguments.seconds)
         if "resnet-train" in loops:
+            tell("starting resnet-train twice, to its first step")
             report["first_step"] = first_step(overrides)
     except Exception as error:
         sys.exit(fail("resnet-bench", error))

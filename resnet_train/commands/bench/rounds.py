@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from resnet_train.errors import RunError
 from resnet_train.models.build import build_model
 from resnet_train.models.count import layers
 from resnet_train.runs import environment
+from resnet_train.runs.console import duration
 from resnet_train.training.plan import build_device, build_plan, build_precision
 
 # Steps at the start of each round that do not count: they start workers and fill caches, use up the batches that a
@@ -92,6 +94,7 @@ def measure(
     config: Config, variants: dict[str, Config], *, loops: tuple[str, ...], rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Run the loops in alternating rounds of some ``seconds`` each, after one warm-up round of each."""
+    tell(f"starting {len(loops) + len(variants)} loops and a measurement of the machine")
     load_dataset(config.dataset, seed=config.seed)  # once, before the processes: it may have to be unpacked
     everything = {loop: (config, loop) for loop in loops} | {
         text: (one, "resnet-train") for text, one in variants.items()
@@ -103,14 +106,25 @@ def measure(
             name: stack.enter_context(LoopProcess(one, loop, seconds)) for name, (one, loop) in everything.items()
         }
         measuring = stack.enter_context(LoopProcess(config, "machine", seconds))
+        begun = time.perf_counter()
         for round_number in range(rounds + 1):
             for name, process in processes.items():
-                images_per_second = process.round()
-                if round_number:
-                    results[name].rounds.append(images_per_second)
+                results[name].rounds.append(process.round())
             for name, figure in measuring.round().items():
                 machine[name].append(figure)
+            speeds = ", ".join(f"{name} {result.rounds[-1]:,.0f}" for name, result in results.items())
+            left = (time.perf_counter() - begun) / (round_number + 1) * (rounds - round_number)
+            number = f"round {round_number} of {rounds}" if round_number else "warm-up"
+            tell(f"{number}: {speeds} images/s, {duration(left)} left")
+        for result in results.values():
+            del result.rounds[0]  # the warm-up
+        tell("looking at the phases, evaluation and checkpoints of resnet-train")
         return _report(config, everything, results, machine, processes) | {"seconds_per_round": seconds}
+
+
+def tell(text: str) -> None:
+    """Say on standard error how far it is: the figures go to standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _report(

@@ -72,7 +72,9 @@ struct KeepingAllocator final : c10::Allocator {
       }
       void* block = nullptr;
       if (posix_memalign(&block, size >= kHugePage ? kHugePage : 64, size) == 0) {
+#ifdef MADV_HUGEPAGE  // of Linux
         if (size >= kHugePage) madvise(block, size, MADV_HUGEPAGE);
+#endif
         blocks().size.emplace(block, size);
         return owned(block);
       }

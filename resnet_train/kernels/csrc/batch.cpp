@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include <omp.h>
+#include "threads.h"
 
 // Image i of the batch is images[index[i]], shifted by its offsets minus padding, mirrored where flip[i] is set.
 // images (N, height, width, 3), out (count, height, width, 3); table (3, 256): the normalised value of each byte, by

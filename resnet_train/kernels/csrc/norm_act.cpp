@@ -15,9 +15,8 @@
 #include <type_traits>
 #include <vector>
 
-#include <omp.h>
-
 #include "simd.h"
+#include "threads.h"
 
 namespace {
 

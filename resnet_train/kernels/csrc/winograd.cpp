@@ -26,10 +26,10 @@
 #include <new>
 #include <type_traits>
 
-#include <omp.h>
 #include <sys/mman.h>
 
 #include "simd.h"
+#include "threads.h"
 
 namespace {
 
@@ -119,7 +119,9 @@ class Kept {
       const long bytes = divide_up(count * sizeof(float), kHugePage) * kHugePage;
       memory_ = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
       if (memory_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE  // of Linux
       madvise(memory_, bytes, MADV_HUGEPAGE);
+#endif
       count_ = count;
     }
     return memory_;

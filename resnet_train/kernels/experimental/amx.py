@@ -6,6 +6,7 @@ The rest is `resnet_train.kernels.cpu`. The gradient is summed in float32 and ne
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch.nn import functional as F
 from resnet_train.kernels import cpu, native
 
 
-def prepare(precision: str) -> str:
-    """Compile what is needed and return a few words on it for the run's header. Raises `native.Unavailable`."""
+def prepare(precision: str) -> cpu.Parts:
+    """Compile what is needed. Raises `native.Unavailable`."""
     if precision != "bf16":
         raise native.Unavailable(f"AMX multiplies bf16, this run computes in {precision}")
     load_conv_weight_grad()
-    return f"the gradients of 3x3 convolutions' weights with AMX; {cpu.prepare(precision)}"
+    others = cpu.prepare(precision, by_name=True)
+    reason = f"the gradients of 3x3 convolutions' weights with AMX; {others.reason}"
+    return replace(others, reason=reason, leaves={**others.leaves, nn.Conv2d: Conv2d})
 
 
 @cache
@@ -73,6 +76,3 @@ class _Conv3x3(torch.autograd.Function):
                 *cpu.pointers(x, gradient, grad_weight), *cpu.image_size(x), x.shape[1], weight.shape[0]
             )
         return grad_x, grad_weight
-
-
-LEAVES: dict[type[nn.Module], type[nn.Module]] = {**cpu.LEAVES, nn.Conv2d: Conv2d}

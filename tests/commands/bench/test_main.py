@@ -32,6 +32,11 @@ def test_all_loops_are_measured_side_by_side(shell: Shell) -> None:
     assert "resnet-train / tuned: " in out
     assert "resnet-train / dataset.num_train=100 kernels=plain: " in out
     assert "kernels  plain: asked for" in out.partition("dataset.num_train=100 kernels=plain:\n")[2]
+    assert [line.partition(":")[0] for line in err.splitlines() if " images/s, " in line] == [
+        "warm-up",
+        "round 1 of 2",
+        "round 2 of 2",
+    ]
     assert figures["first_step"].keys() == {"cold", "warm"}
 
 

@@ -1,0 +1,52 @@
+"""Memory: how many images an evaluation takes at once, and what to lower where an allocation fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from resnet_train.config.run import Config
+from resnet_train.errors import RunError
+from resnet_train.models.count import Layer
+
+EVAL_IMAGES = 500  # at most: divides 10,000, and is large enough for a GPU
+# Values that the largest layer of an evaluation reads and writes, over all images: 500 images of 32x32 in ResNet-18. At
+# the peak there are three times as many, 0.8 GB in float32 (measured on a CPU: 1.1 to 3.0 times, in ten networks).
+EVAL_VALUES = 2**26
+# Texts of CPU allocations that failed; PyTorch has a class of errors for GPUs alone.
+_TEXTS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "bad_alloc", "MPS backend out of memory")
+
+
+def eval_batch_size(layers: list[Layer]) -> int:
+    """Images at once in an evaluation, by the network and the size of its images.
+
+    Not by the memory that is free at the moment: sums over other batches round otherwise, and a run that is resumed
+    ends with the same bits.
+    """
+    return max(1, min(EVAL_IMAGES, EVAL_VALUES // max(layer.values_in + layer.values_out for layer in layers)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory could not be had, on a GPU or on the CPU."""
+    texts = _TEXTS if isinstance(error, RuntimeError) else ()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+@contextmanager
+def out_of_memory_named(config: Config, *, device: str, precision: str) -> Iterator[None]:
+    """Turn an allocation that fails into a `RunError` that names what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        batch_size, accumulate = config.batch_size, config.accumulate
+        splits = 2 * accumulate if batch_size % (2 * accumulate) == 0 else batch_size
+        split = f"accumulate={splits}, which splits each batch, " if splits > accumulate else ""
+        raise RunError(
+            f"out of memory on {device} with batch_size={batch_size}, accumulate={accumulate} and "
+            f"precision={precision}: try {split}a smaller batch_size, a smaller model or smaller images; the "
+            f"checkpoints are whole"
+        ) from error

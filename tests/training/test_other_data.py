@@ -1,0 +1,220 @@
+"""A run is resumed on the data that it was trained on, or refused; the split and ``init_from`` go by names."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_train.cli.compose import load_config
+from resnet_train.config.run import Config
+from resnet_train.data.dataset import load_dataset
+from resnet_train.errors import ConfigError
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.directory import read_config
+from resnet_train.train import run
+
+COLOURS = {"cats": (200, 40, 40), "dogs": (40, 40, 200)}
+
+
+def write_image(path: Path, colour: tuple[int, int, int], number: int) -> None:
+    """A picture of one colour with a mark that tells it from all others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((8, 8, 3), colour, np.uint8)
+    pixels[0, 0] = (number, number // 256, 255)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Cats and dogs: 24 training and 4 test images of each."""
+    for label, (name, colour) in enumerate(COLOURS.items()):
+        for number in range(24):
+            write_image(tmp_path / f"photos/train/{name}/{number}.png", colour, 100 * label + number)
+        for number in range(4):
+            write_image(tmp_path / f"photos/val/{name}/{number}.png", colour, 200 + 10 * label + number)
+    return tmp_path / "photos"
+
+
+def configured(photos: Path | str, *overrides: str, steps: int = 6) -> Config:
+    small = ("dataset.image_size=8", "dataset.augment.crop_padding=0", "model.depth=8", "model.width=0.25")
+    rest = ("batch_size=16", "device=cpu", "precision=fp32", "kernels=plain", "epochs=null", f"steps={steps}")
+    return load_config(["dataset=imagefolder", f"dataset.root={photos}", *small, *rest, *overrides])
+
+
+def rename_class(photos: Path) -> None:
+    for split in ("train", "val"):
+        (photos / split / "dogs").rename(photos / split / "ants")
+
+
+def swap_classes(photos: Path) -> None:
+    for split in ("train", "val"):
+        (photos / split / "dogs").rename(photos / split / "other")
+        (photos / split / "cats").rename(photos / split / "dogs")
+        (photos / split / "other").rename(photos / split / "cats")
+
+
+def add_class(photos: Path) -> None:
+    write_image(photos / "train/birds/0.png", (0, 200, 0), 1)
+
+
+def add_images(photos: Path) -> None:
+    for number in range(3):
+        write_image(photos / f"train/dogs/new-{number}.png", (1, 2, 3), number)
+
+
+def replace_images(photos: Path) -> None:
+    write_image(photos / "train/cats/7.png", (1, 2, 3), 1)
+    (photos / "val/dogs/0.png").unlink()
+    (photos / "train/dogs/7.png").rename(photos / "train/dogs/seven.png")
+
+
+CHANGES = [
+    (rename_class, "classes: dogs gone, ants new"),
+    (add_class, "classes: birds new"),
+    (swap_classes, "test/cats: 4 changed; test/dogs: 4 changed; train/cats: 24 changed; train/dogs: 24 changed"),
+    (add_images, "train/dogs: 3 added"),
+    (replace_images, "test/dogs: 1 removed; train/cats: 1 changed; train/dogs: 1 added, 1 removed"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
+def test_other_data_are_refused_by_name(
+    photos: Path, tmp_path: Path, change: Callable[[Path], None], named: str
+) -> None:
+    directory = tmp_path / "run"
+    run(configured(photos), directory=directory)
+    before = read_checkpoint(directory / "checkpoints/last.pt")
+    change(photos)
+    with pytest.raises(ConfigError) as caught:
+        run(configured(photos, steps=9), directory=directory)
+    assert str(caught.value) == (
+        f"resume: the data are not those of the run in {directory}: {named}. Bring them back, name their folder with "
+        f"dataset.root=FOLDER, or start a new run"
+    )
+    assert read_checkpoint(directory / "checkpoints/last.pt")["classes"] == before["classes"] == ["cats", "dogs"]
+
+
+def test_other_data_can_be_forced_and_that_is_kept(photos: Path, tmp_path: Path) -> None:
+    run(configured(photos), directory=tmp_path / "run")
+    add_images(photos)
+    summary = run(configured(photos, "resume_force=true", steps=9), directory=tmp_path / "run")
+    assert summary.forced == ["after 6 steps: data: train/dogs: 3 added"]
+    assert run(configured(photos, steps=12), directory=tmp_path / "run").steps == 12, "from here on these are the data"
+
+
+def test_a_copy_of_the_data_is_the_same_data(photos: Path, tmp_path: Path) -> None:
+    """With other times of writing, in another place, without the cache."""
+    run(configured(photos), directory=tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "moved/.resnet-train-cache")
+    shutil.rmtree(photos)
+    assert run(configured(tmp_path / "moved", steps=9), directory=tmp_path / "run").steps == 9
+
+
+@pytest.mark.slow
+def test_a_relative_root_is_that_of_the_run(photos: Path, tmp_path: Path, shell: Any) -> None:
+    """Another folder of the same name, where the run is resumed, has nothing to do with it."""
+    overrides = ["dataset=imagefolder", "dataset.root=photos", "dataset.image_size=8", "dataset.cache=decoded"]
+    overrides += ["dataset.augment.crop_padding=0", "model.depth=8", "model.width=0.25", "batch_size=16", "epochs=null"]
+    train = ("-m", "resnet_train.train")
+    code, _, err = shell.call(*overrides, "steps=6", "hydra.run.dir=run", program=(sys.executable, *train))
+    assert code == 0, err
+    saved = read_config(tmp_path / "run")
+    assert saved is not None
+    assert (saved["dataset"]["root"], saved["dataset"]["cache"]) == (str(photos), str(tmp_path / "decoded"))
+    elsewhere = tmp_path / "elsewhere"
+    write_image(elsewhere / "photos/train/cats/1.png", (0, 0, 0), 0)
+    code, out, err = shell.call(
+        f"resume={tmp_path / 'run'}", "steps=9", program=(sys.executable, *train), cwd=elsewhere
+    )
+    assert code == 0, err
+    assert "dataset.root" not in out
+    code, out, err = shell.call(*overrides, "steps=12", "hydra.run.dir=run", program=(sys.executable, *train))
+    assert code == 0, err
+    assert "dataset.root" not in out, "nor where the same command is given again"
+
+
+def strip(directory: Path, **changes: Any) -> None:
+    """Make the checkpoints of a run those of version 0.1.0, which noted the classes and nothing else."""
+    for path in (directory / "checkpoints").glob("*.pt"):
+        content = read_checkpoint(path)
+        content.pop("data", None)
+        write_checkpoint(path, content | changes)
+
+
+def test_a_run_of_version_0_1_0_is_compared_by_its_classes(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(configured(photos), directory=tmp_path / "run")
+    strip(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "second")
+    with caplog.at_level("INFO"):
+        run(configured(photos, steps=9), directory=tmp_path / "run")
+    assert "version 0.1.0, which did not note its data: only the classes could be compared" in caplog.text
+    rename_class(photos)
+    with pytest.raises(ConfigError, match=r": classes: dogs gone, ants new\. Bring them back"):
+        run(configured(photos, steps=9), directory=tmp_path / "second")
+
+
+def test_a_split_of_version_0_1_0_is_refused(photos: Path, tmp_path: Path) -> None:
+    run(configured(photos, "dataset.val_size=6"), directory=tmp_path / "run")
+    strip(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r": version 0\.1\.0 drew the images that are held out in another way: "):
+        run(configured(photos, "dataset.val_size=6", steps=9), directory=tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------------------- the split
+
+
+def held_out(photos: Path, seed: int = 0) -> set[bytes]:
+    data = load_dataset(configured(photos, "dataset.val_size=10").dataset, seed=seed)
+    assert data.val is not None
+    assert len(data.val) == 10
+    train = {image.numpy().tobytes() for image in data.train.images}
+    val = {image.numpy().tobytes() for image in data.val.images}
+    assert not train & val
+    return val
+
+
+def test_an_image_more_moves_at_most_one_other(photos: Path) -> None:
+    before = held_out(photos)
+    moves = []
+    for number in range(10):
+        write_image(photos / f"train/dogs/new-{number}.png", (9, 9, 9), number)
+        after = held_out(photos)
+        moves.append(len(before - after))
+        before = after
+    assert max(moves) == 1
+    assert sum(moves) < 6, "ten of 48 to 58 are held out: few of ten new ones are among them"
+    assert held_out(photos, seed=1) != before
+
+
+# ----------------------------------------------------------------------------------------------------------- init_from
+
+
+def test_rows_of_the_classifier_go_by_the_names_of_the_classes(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(configured(photos), directory=tmp_path / "first")
+    (photos / "train/cats/notes.txt").touch()
+    add_class(photos)  # birds come first: cats and dogs have other rows now
+    (photos / "train/dogs").rename(photos / "train/wolves")
+    (photos / "val/dogs").rename(photos / "val/wolves")
+    with caplog.at_level("INFO"):
+        run(configured(photos, f"init_from={tmp_path / 'first'}", "checkpoint.keep=9"), directory=tmp_path / "second")
+    source = read_checkpoint(tmp_path / "first/checkpoints/last.pt")["state"]["model"]
+    start = read_checkpoint(tmp_path / "second/checkpoints/step-00000000.pt")["state"]["model"]
+    for name in ("fc.weight", "fc.bias"):
+        assert torch.equal(start[name][1], source[name][0]), "cats"
+    assert not torch.equal(start["fc.weight"][2], source["fc.weight"][1]), "wolves are no dogs"
+    assert "1 of the classifier's 3 rows, by the names of the classes; as initialised: birds, wolves" in caplog.text
+    assert "left out   1 file: .txt 1" in caplog.text
+    assert torch.equal(start["conv1.weight"], source["conv1.weight"])
