@@ -46,11 +46,11 @@ def run(
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    import shlex
     from datetime import datetime
     from pathlib import Path
 
     from resnet_train.runs.alone import alone
+    from resnet_train.runs.console import shell_quote, shown_in_a_notebook
     from resnet_train.runs.directory import create, lock, log_file
     from resnet_train.runs.memory import check_memory
     from resnet_train.runs.resume import finished_already
@@ -66,7 +66,7 @@ def run(
         finished = finished_already(config, directory)
         if finished:
             return finished
-        with lock(directory), log_file(directory):
+        with lock(directory) as held, shown_in_a_notebook(), log_file(directory):
             if config.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             from resnet_train.training.loop import train
@@ -74,8 +74,9 @@ def run(
             return train(
                 config,
                 directory,
+                lock=held,
                 invocation=invocation,
-                command=command or shlex.join(sys.argv),
+                command=command or shell_quote(*sys.argv),
                 owns_process=owns_process,
             )
 

@@ -115,16 +115,28 @@ class Shell:
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ, **env},
+            env=self.environment(**env),
             stdin=subprocess.DEVNULL,
         )
         return done.returncode, done.stdout, done.stderr
 
-    def start(self, *arguments: str, cwd: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-        """Start ``resnet-train``; its output is piped unless ``options`` say otherwise."""
+    def start(
+        self,
+        *arguments: str,
+        program: tuple[str, ...] | str = "resnet-train",
+        cwd: Path | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        """Start a program; its output is piped unless ``options`` say otherwise."""
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = (*self.program("resnet-train"), *arguments)
-        return subprocess.Popen(command, cwd=cwd or self.folder, text=True, **(pipes | options))
+        command = (*self.program(program), *arguments)
+        options = {"env": self.environment()} | pipes | options
+        return subprocess.Popen(command, cwd=cwd or self.folder, text=True, **options)
+
+    def environment(self, **changed: str) -> dict[str, str]:
+        """Variables of a shell in which the environment that runs the tests is active."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, "PATH": path, **changed}
 
     def program(self, program: tuple[str, ...] | str) -> tuple[str, ...]:
         """A console script of the environment that runs the tests, or a command as it is."""

@@ -93,6 +93,7 @@ def test_every_option_is_documented() -> None:
 @pytest.mark.parametrize("group", OPTIONS)
 def test_documented_defaults(group: str, compose: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RESNET_TRAIN_DATA", raising=False)
+    monkeypatch.delenv("RESNET_TRAIN_FASHION_MNIST", raising=False)
     table = {key: literals(row[4]) for key, row in key_rows().items()}
     seen: dict[str, list[Any]] = {}
     for option in OPTIONS[group]:

@@ -47,7 +47,9 @@ def imports(path: Path) -> Iterator[str]:
 def test_what_lies_in_the_package() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     assert rooms == {"commands", "training", "kernels", "cli", "models", "data", "runs", "config"}
-    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py", "errors.py", "seeding.py"}
+    assert {path.name for path in PACKAGE.glob("*.py")} == {
+        *("__init__.py", "__main__.py", "train.py", "errors.py", "seeding.py")
+    }
 
 
 @pytest.mark.parametrize(
@@ -100,3 +102,21 @@ def test_sizes(path: Path) -> None:
             assert node.end_lineno and node.end_lineno - node.lineno < 60, node.name
     fit = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.name == "fit"]
     assert all(node.end_lineno and node.end_lineno - node.lineno < 45 for node in fit)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_text_is_utf8(path: Path) -> None:
+    """On Windows, text without a named encoding is in that of the country."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        options = {option.arg for option in node.keywords}
+        modes = [one.value for one in node.args[:2] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        text = (
+            name in ("read_text", "write_text", "FileHandler", "_File")
+            or options & {"text", "universal_newlines"}
+            or (ast.unparse(node.func) == "open" and not any("b" in mode for mode in modes))
+            or (name in ("TemporaryFile", "NamedTemporaryFile") and any("b" not in mode for mode in modes))
+        )
+        assert not text or "encoding" in options, ast.unparse(node)

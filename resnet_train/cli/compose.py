@@ -7,7 +7,6 @@ directory, which is read as data.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ from resnet_train.config.run import Config
 from resnet_train.config.store import SCHEMA, config_folder, options_of, register_schema, unknown_keys
 from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
+from resnet_train.runs.console import shell_quote
 
 GROUPS = ("model", "dataset", "optim", "schedule")
 VERSION_BASE = "1.3"  # of Hydra's behaviour
@@ -82,7 +82,7 @@ def _compose(request: Request, name: str, overrides: Sequence[str]) -> Composed:
             if "Got NoneType" in str(error) and empty:
                 options = ", ".join(sorted(options_of(empty[0]), key=natural))
                 raise ConfigError(f"{empty[0]}: expected one of {options}, got null") from error
-            raise ConfigError(f"cannot make sense of {shlex.join(overrides)}: {error}") from error
+            raise ConfigError(f"cannot make sense of {shell_quote(*overrides)}: {error}") from error
     with read_write(node), open_dict(node):
         hydra_node = node.pop("hydra")
     return Composed(to_config(node), node, hydra_node)

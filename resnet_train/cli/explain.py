@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import fields, is_dataclass
 
 from hydra.errors import (
@@ -27,6 +26,7 @@ from resnet_train.config.dataset import AugmentConfig
 from resnet_train.config.run import CheckpointConfig, Config
 from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
+from resnet_train.runs.console import shell_quote
 
 
 def is_config_error(error: Exception) -> bool:
@@ -70,7 +70,7 @@ def _explain_unreadable(override: str) -> str:
     special = dict.fromkeys(character for character in value if not re.match(r"[\w./+%@?|*-]", character, re.ASCII))
     held = " ".join("a space" if character == " " else character for character in special) or "what is special"
     fix = f"{key}={quoted(value)}"
-    fix = f'"{fix}"' if not re.search(r'["$`\\]', fix) else shlex.quote(fix)
+    fix = f'"{fix}"' if not re.search(r'["$`\\]', fix) else shell_quote(fix)
     return f"cannot read {override!r}: its value holds {held}, which needs quotes of its own; write {fix}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -23,7 +22,7 @@ from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
-from resnet_train.runs.console import duration
+from resnet_train.runs.console import duration, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.interrupt import Interrupted, StopSignal
 from resnet_train.runs.memory import check_memory
@@ -119,7 +118,7 @@ def run_and_report(
         logger.info("loading PyTorch and the data set (%s)", config.dataset.name)
     # A change is forced through once, not whenever the run is resumed.
     kept = without(overrides, "resume_force")
-    command = shlex.join([PROGRAM, *flags, *overrides])
+    command = shell_quote(*[PROGRAM, *flags, *overrides])
     result = train(
         config, directory=directory, invocation=Invocation(list(flags), kept), command=command, owns_process=True
     )
@@ -128,8 +127,8 @@ def run_and_report(
         f"trained {duration(result.train_seconds)} at {result.images_per_second:,.0f} images/s, "
         f"{duration(result.total_seconds)} in all\n"
         f"{result.directory}\n"
-        f"  tensorboard --logdir {shlex.quote(result.directory)}\n"
-        f"  {PROGRAM} resume={shlex.quote(result.directory)} {'steps' if config.steps else 'epochs'}=...   # train on"
+        f"  {runnable('tensorboard', '--logdir', result.directory)}\n"
+        f"  {runnable(PROGRAM, f'resume={result.directory}')} {'steps' if config.steps else 'epochs'}=...   # train on"
     )
     return result
 

@@ -46,7 +46,7 @@ def _children(process: int) -> list[int]:
     found: list[int] = []
     for path in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, path.read_text().split())
+            found += map(int, path.read_text(encoding="ascii").split())
     return found
 
 

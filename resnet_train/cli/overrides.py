@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def quote_path(override: str, *, lists: bool = False) -> str:
     are.
     """
     key, _, value = override.partition("=")
-    if value == "~" or value.startswith("~/"):
+    if value == "~" or value.startswith(("~/", f"~{os.sep}")):
         return f"{key}={quoted(expanded(key, value))}"
     plain = not value.startswith(("'", '"')) and not re.search(r"[,\[\]{}()$]" if lists else r"[\[\]{}()$]", value)
     is_special = re.search(r"[^\w./:+-]", value, re.ASCII) is not None

@@ -6,7 +6,6 @@ Hydra's sweepers and launchers run the jobs, so those that are installed as plug
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +23,7 @@ from resnet_train.cli.overrides import Request, key_of, merge_overrides, quoted,
 from resnet_train.cli.sweep_table import SweepJob, sweep_table
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs import directory as directories
+from resnet_train.runs.console import runnable
 from resnet_train.runs.interrupt import Interrupted, StopSignal
 from resnet_train.runs.summary import read_summary
 
@@ -42,7 +42,10 @@ class SweepOptions:
 def take_sweep_options(request: Request) -> tuple[SweepOptions, Request]:
     """Take ``sweep=NAME`` and ``max_failures=N`` out of the overrides; raises `ConfigError` for other values."""
     rules = {
-        "sweep": (r"[\w.+-]+", "a name of letters, digits and . _ + -"),
+        "sweep": (
+            r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[\w.+-]*[\w+-]",  # what Windows can name a folder
+            "a name of letters, digits and . _ + -",
+        ),
         "max_failures": (r"[1-9]\d{0,9}", "a number above 0"),
     }
     found: dict[str, str] = {}
@@ -223,5 +226,5 @@ def print_table(directory: Path, combinations: Sequence[Sequence[str]]) -> int:
     found.sort()
     jobs = [SweepJob(path.name, overrides, read_summary(path)) for _, path, overrides in found]
     print(f"\n{sweep_table(jobs)}\n\nsweep: {directory}")
-    print(f"tensorboard --logdir {shlex.quote(str(directory))}")
+    print(runnable("tensorboard", "--logdir", str(directory)))
     return sum(job.summary is not None and job.summary.status == "failed" for job in jobs)

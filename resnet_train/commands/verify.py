@@ -117,7 +117,7 @@ class Trial:
 
     def rows(self) -> list[str]:
         """``metrics.csv`` up to the last step."""
-        lines = (self.directory / "metrics.csv").read_text().splitlines()
+        lines = (self.directory / "metrics.csv").read_text(encoding="ascii").splitlines()
         return [line for line in lines if not line[0].isdigit() or int(line.partition(",")[0]) <= self.steps]
 
     def scalars(self) -> dict[str, list[tuple[int, float]]]:
@@ -138,7 +138,7 @@ class Trial:
     def _run(self, is_over: Callable[[float], bool], timeout: float) -> float:
         """Let the process run until it is over; it is killed then, whatever it is doing."""
         begun = time.perf_counter()
-        with tempfile.TemporaryFile("w+") as output:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(self._command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
             try:
                 while not is_over(time.perf_counter() - begun):

@@ -25,6 +25,7 @@ from resnet_train.config.dataset import Cifar10Config, Cifar100Config, CifarConf
 from resnet_train.data.download import MirrorError, fetch_from_mirrors
 from resnet_train.data.files import Files, Images, folder_of, locked, md5_of, one_line_errors
 from resnet_train.errors import ConfigError
+from resnet_train.runs.atomic import replace
 from resnet_train.runs.data_identity import identify
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def unpack(archive: Archive, path: Path, root: Path) -> Path:
                 shutil.copyfileobj(source, target)
         folder.mkdir(exist_ok=True)
         for name in archive.files:
-            Path(aside, name).replace(folder / name)
+            replace(Path(aside, name), folder / name)
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from numpy.typing import NDArray
 from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 from resnet_train.runs.data_identity import DataIdentity
-
-logger = logging.getLogger(__name__)
+from resnet_train.runs.lock import hold
 
 
 @dataclass(frozen=True)
@@ -70,23 +67,8 @@ def one_line_errors(root: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out until the block ends, by the lock file ``path``, which stays.
-
-    On a platform or file system without locks nobody is kept out; two writers then do the same work twice.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that holds %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s); start one process at a time", path, error.strerror)
+    """Keep other processes out until the block ends, by the lock file ``path``, which stays; waits for them."""
+    with hold(path, wait=True):
         yield
 
 

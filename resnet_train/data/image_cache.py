@@ -20,6 +20,7 @@ from resnet_train.config.paths import expanded, user_cache
 from resnet_train.data.decode import UnreadableImage, decode
 from resnet_train.data.files import ImageFiles, locked
 from resnet_train.errors import ConfigError
+from resnet_train.runs.atomic import replace
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def write_cache(path: Path, files: ImageFiles, shape: tuple[int, ...]) -> list[U
             os.fsync(file.fileno())
         if not unreadable:
             write_sums(path, sums)
-            part.replace(path)
+            replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return unreadable

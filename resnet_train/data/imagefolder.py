@@ -253,4 +253,5 @@ def walk(folder: Path, top: Path) -> Iterator[str]:
             if link.is_symlink() and Path(path).resolve().is_relative_to(link.resolve()):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
         inside = Path(path).relative_to(folder)
-        yield from (str(inside / name) for name in files if is_own_file(name))
+        # With / on every system, so that the order is one.
+        yield from ((inside / name).as_posix() for name in files if is_own_file(name))

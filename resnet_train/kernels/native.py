@@ -51,10 +51,10 @@ def compiler() -> tuple[str, str]:
         path = shutil.which(name)
         if path is not None:
             try:
-                answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+                answer = subprocess.run([path, "--version"], capture_output=True, timeout=20, check=True)
             except (OSError, subprocess.SubprocessError):
                 continue
-            return path, answer.stdout.partition("\n")[0]
+            return path, os.fsdecode(answer.stdout).partition("\n")[0]
     raise Unavailable("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
 
 
@@ -112,6 +112,8 @@ def load(source: str, options: Sequence[str], *, package: str = PACKAGE, depends
     ``options`` go to the compiler, without those of `OPTIONAL` that it refuses; the headers of this package's ``csrc/``
     are found by ``#include "..."``. ``depends_on``: what else tells one result from another.
     """
+    if os.name == "nt":
+        raise Unavailable("the C++ has not been tried on Windows yet")
     path, version = compiler()
     files = _headers() | {source: resources.files(package).joinpath("csrc", source).read_bytes()}
 
@@ -157,7 +159,7 @@ def _announce() -> None:
 
 def _compile(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a compiler that ends when this process does. Raises `Unavailable` where it cannot be run or takes long."""
-    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     reading, writing = os.pipe()
     try:
         if os.name == "posix":
@@ -203,7 +205,7 @@ def _folder() -> Path:
 def _processor() -> str:
     """What tells processors apart whose instructions differ: code made for one may not run on another."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             flags = next(line for line in file if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = ""

@@ -22,6 +22,7 @@ _CANNOT_SYNC = frozenset(
 )
 _TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{16})?\.tmp")  # without the random part: of version 0.1
 LEFT_SECONDS = 60.0  # a temporary file that is older than this is nobody's any more
+PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -40,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -65,6 +66,21 @@ def sync(path: Path) -> None:
     """Wait until the content of ``path`` is on disk, as far as its file system can do that; raises ``OSError``."""
     with open(path, "rb+", opener=regular_file) as file:
         _fsync(file.fileno())
+
+
+def replace(source: Path, target: Path) -> None:
+    """``os.replace``, tried for some seconds: Windows refuses it while another program has ``target`` open."""
+    for seconds in (*PAUSES_SECONDS, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in (5, 32):  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
+                raise
+            if seconds is None:
+                text = "another program (an editor, a spreadsheet, a virus scanner) has it open"
+                raise PermissionError(error.errno, text, str(target)) from error
+            time.sleep(seconds)
 
 
 def sync_folder(folder: Path) -> None:

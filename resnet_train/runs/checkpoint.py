@@ -6,12 +6,14 @@ stands in `runs.checkpoint_file`.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import pickle
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,12 @@ class Checkpoints:
             if best:
                 link_atomically(path, self.folder / "best.pt")
             saved = numbered(self.folder)
+            if path not in saved:  # the directory was taken away just now
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             later = saved[: saved.index(path)]  # corrupt ones that this run went back behind
             for old in (*later, *saved[len(later) + self.keep :]):
-                old.unlink(missing_ok=True)
+                with suppress(OSError):  # on Windows while somebody reads it: the next checkpoint tries again
+                    old.unlink()
         except OSError as error:
             raise RunError(
                 f"cannot write the checkpoint {path}: {error.strerror or error}; the checkpoints before it are whole. "

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shlex
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +21,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
 
+# Programs that printed commands name, and the modules that they are.
+MODULES = {"resnet-train": "resnet_train", "tensorboard": "tensorboard.main"}
 BAR_COLUMNS = 25  # "  4% ### /, 1:01:30 left, ", beside the steps
 
 
@@ -50,16 +58,67 @@ class Progress:
 
 @contextmanager
 def progress_bar(*, done: int, total: int) -> Iterator[Progress]:
-    """A bar from ``done`` to ``total`` steps on stderr if that is a terminal; log lines appear above it."""
+    """A bar from ``done`` to ``total`` steps, on a terminal (stderr) or in a notebook; log lines appear above it."""
     # tqdm begins the postfix with a comma
     form = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-    bar: tqdm[Any] = tqdm(total=total, initial=done, disable=None, dynamic_ncols=True, leave=False, bar_format=form)
-    with bar:
-        if bar.disable:
+    kind: Any = tqdm
+    options: dict[str, Any] = {"disable": None, "dynamic_ncols": True}
+    widget = in_notebook() and find_spec("ipywidgets") is not None
+    if widget:
+        kind, options = import_module("tqdm.notebook").tqdm, {}
+    elif in_notebook():  # the stream of the lines: two streams would leave a bar above each line
+        options = {"file": sys.stdout, "mininterval": 0.5, "ncols": 100}
+    with kind(total=total, initial=done, leave=False, bar_format=form, **options) as bar:
+        if bar.disable or widget:
             yield Progress(bar)
         else:
             with logging_redirect_tqdm():
                 yield Progress(bar)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+@contextmanager
+def shown_in_a_notebook() -> Iterator[None]:
+    """Show the package's log, a message a line, below the cell of a notebook that has not set up logging."""
+    root, package = logging.getLogger(), logging.getLogger("resnet_train")
+    if not in_notebook() or package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), package.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        root.removeHandler(handler)
+
+
+def shell_quote(*words: str, windows: bool = os.name == "nt") -> str:
+    """A command as a person can type it: for POSIX shells, or for both cmd and PowerShell.
+
+    On Windows in double quotes, whose content both leave alone but for ``%`` in cmd and ``$`` in PowerShell.
+    """
+    if not windows:
+        return shlex.join(words)
+    return " ".join(word if re.fullmatch(r"[\w.:/\\=+-]+", word) else _double_quoted(word) for word in words)
+
+
+def _double_quoted(word: str) -> str:
+    """For programs of Windows, which take a backslash for itself unless a double quote follows."""
+    return '"' + re.sub(r"(\\+)$", r"\1\1", re.sub(r'(\\*)"', r'\1\1\\"', word)) + '"'
+
+
+def runnable(program: str, *arguments: str) -> str:
+    """A command to print: by the interpreter that runs where ``program``, one of `MODULES`, is not on the PATH."""
+    start = [program] if shutil.which(program) else [sys.executable, "-m", MODULES[program]]
+    return shell_quote(*start, *arguments)
 
 
 def header(rows: list[tuple[str, str]]) -> None:

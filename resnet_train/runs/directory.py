@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,7 +22,7 @@ from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.atomic import read_regular, regular_file, sync_folder, temporary_beside, write_atomically
 from resnet_train.runs.checkpoint_file import numbered
-from resnet_train.runs.console import printable
+from resnet_train.runs.lock import Held, Lock, hold
 
 LOG = "train.log"
 LOCK = ".lock"
@@ -85,32 +83,23 @@ class _File(logging.FileHandler):
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path) -> Iterator[Lock]:
     """Keep every other process out of ``directory``; raises `ConfigError` that names the one which is in it.
 
     The operating system gives the lock back when a process ends, however it ends.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / LOCK, "ab+", buffering=0, opener=regular_file)  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = printable(file.read(200).decode(errors="replace").strip()) or "another process"
+            directory.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold(directory / LOCK))
+        except Held as holder:
             raise ConfigError(
                 f"the run directory {directory} is in use by {holder}; wait for it, stop it, or choose another "
                 f"directory with hydra.run.dir=FOLDER"
             ) from None
-        except OSError:
-            pass  # a file system without locks
-        with suppress(OSError):  # a full disk: the lock holds without a name in it
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+        yield held
 
 
 @contextmanager

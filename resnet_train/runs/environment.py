@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +26,7 @@ def hardware(device: torch.device) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -49,9 +51,9 @@ def git_commit() -> str | None:
     package = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(("git", "-C", str(package), *arguments), capture_output=True, text=True, timeout=10)
+        done = subprocess.run(("git", "-C", str(package), *arguments), capture_output=True, timeout=10)
         done.check_returncode()
-        return done.stdout.strip()
+        return os.fsdecode(done.stdout).strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
@@ -62,8 +64,34 @@ def git_commit() -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory ever in use: of the device on CUDA, resident memory of the process elsewhere."""
+    """Most memory ever in use: of the device on CUDA, resident memory of the process elsewhere; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _peak_working_set_bytes()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _MemoryCounters(ctypes.Structure):
+    """``PROCESS_MEMORY_COUNTERS`` of psapi.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    )
+
+
+def _peak_working_set_bytes() -> int:
+    windows: Any = getattr(ctypes, "windll", None)
+    if windows is None:
+        return 0
+    kernel, counters = windows.kernel32, _MemoryCounters(size=ctypes.sizeof(_MemoryCounters))
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32
+    done = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size)
+    return int(counters.peak_working_set) if done else 0

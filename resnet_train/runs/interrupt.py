@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _those_of(*names: str) -> tuple[int, ...]:
-    """The numbers of signals, of those that this system has."""
+    """The numbers of signals, of those that this system has. Windows lacks most; SIGBREAK (Ctrl-Break) is its own."""
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
@@ -61,7 +61,7 @@ class StopSignal:
     SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it.
     """
 
-    SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
+    SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
     _MAY_BE_IGNORED = _those_of("SIGHUP", "SIGQUIT", "SIGXCPU")
 
     def __init__(self, forward: Callable[[int], None] | None = None) -> None:

@@ -37,7 +37,7 @@ def total_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
     """Memory and swap of this machine, or what its container may use of it; None where that cannot be found out."""
     limits = []
     try:
-        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+        lines = (line.split() for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
         sizes = {words[0]: int(words[1]) * 1024 for words in lines if len(words) == 3}
         limits.append(sizes["MemTotal:"] + sizes.get("SwapTotal:", 0))
     except (OSError, ValueError, KeyError):
@@ -47,7 +47,7 @@ def total_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
             return None
     for name in CGROUP_LIMITS:
         try:
-            limits.append(int((cgroup / name).read_text()))
+            limits.append(int((cgroup / name).read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return min(limits)

@@ -6,7 +6,6 @@ import copy
 import gc
 import logging
 import math
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import nn
 from resnet_train.config.run import Config
 from resnet_train.errors import RunError
 from resnet_train.kernels import allocator, native
-from resnet_train.runs.console import Progress, count, progress_bar
+from resnet_train.runs.console import Progress, count, progress_bar, runnable
 from resnet_train.runs.directory import Invocation
 from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.lock import Lock, LostLock
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.seeding import set_deterministic
@@ -35,9 +35,17 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, directory: Path, *, command: str, invocation: Invocation | None = None, owns_process: bool = False
+    config: Config,
+    directory: Path,
+    *,
+    lock: Lock,
+    command: str,
+    invocation: Invocation | None = None,
+    owns_process: bool = False,
 ) -> Summary:
     """Train to the end, or until a signal asks to stop; continuing from the newest checkpoint in ``directory``.
+
+    ``lock`` is that of ``directory``: a run that lost it leaves it alone.
 
     Raises `ConfigError` for what does not fit data, device or an earlier session, `RunError` for a run that failed,
     and `Interrupted` after a signal, with everything saved.
@@ -49,7 +57,7 @@ def train(
     allow_tf32(run.plan.precision)
     if owns_process:
         keep_memory(run.plan)
-    session = open_session(run, config, directory, clock=clock, command=command, invocation=invocation)
+    session = open_session(run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation)
     with StopSignal() as stop:
         return complete(run, session, config, stop)
 
@@ -67,19 +75,23 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
         session.sync()
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
+        session.lock.check()
         summary.write(directory)
         if signum is None:
             return summary
         logger.info(
-            "interrupted after %s of %s steps; everything is saved. Continue with: resnet-train resume=%s",
+            "interrupted after %s of %s steps; everything is saved. Continue with: %s",
             count(run.state.step),
             count(run.timetable.total_steps),
-            shlex.quote(str(directory)),
+            runnable("resnet-train", f"resume={directory}"),
         )
         raise Interrupted(signum)
+    except LostLock:
+        raise
     except Exception as error:
         with suppress(RunError):  # the first error is the one to tell
             session.checkpoints.finish()
+        session.lock.check()  # where the directory is another's by now, that explains whatever failed in it
         with suppress(RunError):
             summarise(run, session, status, error=str(error)).write(directory)
         raise

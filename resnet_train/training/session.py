@@ -14,6 +14,7 @@ from resnet_train.runs.checkpoint_file import FORMAT
 from resnet_train.runs.console import count
 from resnet_train.runs.directory import Invocation, lasting, write_config
 from resnet_train.runs.history import History
+from resnet_train.runs.lock import Lock
 from resnet_train.runs.metrics_table import MetricsTable, Row
 from resnet_train.runs.resume import choose_checkpoint
 from resnet_train.runs.saved import Notice, kept_invocation
@@ -29,6 +30,7 @@ class Session:
     """Where numbers and weights of a run go, and its time."""
 
     directory: Path
+    lock: Lock  # of the directory
     command: str
     notices: list[Notice]  # what to announce
     forced: list[str]  # changes that resume_force let through
@@ -43,6 +45,7 @@ class Session:
 
     def write(self, step: int, row: Row, *, images_per_second: float | None = None) -> None:
         """Write a row to ``metrics.csv`` and to TensorBoard; the throughput to the latter alone."""
+        self.lock.check()
         self.table.write(step, row)
         throughput = {} if images_per_second is None else {"throughput/images_per_second": images_per_second}
         self.history.add(step, row | throughput)
@@ -55,6 +58,7 @@ class Session:
 
     def save(self, run: Run, *, best: bool = False) -> None:
         """Begin to write a checkpoint of this moment; it is on disk when the next one begins, or `fit` returns."""
+        self.lock.check()
         self.checkpoints.begin_save(self.content(run), step=run.state.step, best=best)
 
     def content(self, run: Run) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Session:
 
 
 def open_session(
-    run: Run, config: Config, directory: Path, *, clock: Clock, command: str, invocation: Invocation | None
+    run: Run, config: Config, directory: Path, *, lock: Lock, clock: Clock, command: str, invocation: Invocation | None
 ) -> Session:
     """Continue the run in ``directory`` from its newest checkpoint, or begin it there.
 
@@ -98,12 +102,14 @@ def open_session(
     if resumed is not None and state.step < total_steps:
         lr = run.lr_schedule(state.step)
         notices.append((logging.INFO, f"the learning rate continues at {lr:.4g}, towards {count(total_steps)} steps"))
+    lock.check()
     # Only now is it certain that this run can continue: what stood in its directory until here was left alone.
     remove_leftovers(directory, own=r"config\.yaml|metrics\.csv|summary\.json")
     remove_leftovers(checkpoints.folder, own=r".*")
     table, history = open_table(run, directory, history)
     session = Session(
         directory=directory,
+        lock=lock,
         command=command,
         notices=notices,
         forced=[] if resumed is None else resumed.forced,

@@ -80,8 +80,12 @@ def only_run(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "program",
-    ["resnet-train", pytest.param((sys.executable, "-m", "resnet_train.train"), marks=pytest.mark.slow)],
-    ids=["console script", "python -m"],
+    [
+        "resnet-train",
+        pytest.param((sys.executable, "-m", "resnet_train"), marks=pytest.mark.slow),
+        pytest.param((sys.executable, "-m", "resnet_train.train"), marks=pytest.mark.slow),
+    ],
+    ids=["console script", "python -m", "python -m, the module"],
 )
 def test_a_run(program: tuple[str, ...] | str, shell: Shell) -> None:
     code, out, err = shell.call(*TINY, "epochs=1", "name=first", program=program)
@@ -100,6 +104,19 @@ def test_a_run(program: tuple[str, ...] | str, shell: Shell) -> None:
     assert f"tensorboard --logdir {directory}\n" in out
     assert f"resnet-train resume={directory}" in out
     assert found.command == " ".join(["resnet-train", *TINY, "epochs=1", "name=first"])
+
+
+@pytest.mark.slow
+def test_programs_that_are_not_on_the_path_are_printed_with_their_interpreter(shell: Shell) -> None:
+    """As of uv tool and pipx, and of an environment that is not active."""
+    for arguments in (["hydra.run.dir=run"], ["-m", "hydra.sweep.dir=run"]):
+        code, out, _ = shell.call(*TINY, "epochs=1", *arguments, PATH=str(shell.folder))
+        assert code == 0
+        python = re.escape(str(Path(sys.executable).with_name("python"))) + "[\\d.]*"
+        assert re.search(rf"^ *{python} -m tensorboard.main --logdir {shell.folder}/run$", out, re.M)
+        assert re.search(rf"^  {python} -m resnet_train resume={shell.folder}/run", out, re.M)
+    code, out, _ = shell.call("--version", program=(sys.executable, "-m", "tensorboard.main"))
+    assert code == 0
 
 
 @pytest.mark.parametrize(

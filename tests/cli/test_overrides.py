@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hypothesis import example, given, settings
@@ -58,6 +58,36 @@ def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", "/home/somebody's")
     assert parse(["dataset.root=~/images"]).overrides == (r"dataset.root='/home/somebody\'s/images'",)
     assert parse(["dataset.root=~", "name=a~/b"]).overrides == (r"dataset.root='/home/somebody\'s'", "name=a~/b")
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [
+        (r"C:\Users\me\images", r"C:\Users\me\images"),
+        ("C:\\Users\\me\\", "C:\\Users\\me\\"),
+        (r"C:\new\table", r"C:\new\table"),  # no line break, no tabulator
+        (r"C:\My Files\images", r"C:\My Files\images"),  # PowerShell takes the quotes away
+        (r"'C:\My Files\images'", r"C:\My Files\images"),
+        (r'"C:\My Files\images"', r"C:\My Files\images"),
+        (r"C:/Users/me/images", r"C:/Users/me/images"),
+        (r"..\images", r"..\images"),
+        (r"\\server\share\my images", r"\\server\share\my images"),
+        (r"\\server\share\图片", r"\\server\share\图片"),
+        (r"C:\Users\O'Brien\a & b", r"C:\Users\O'Brien\a & b"),
+    ],
+)
+def test_paths_of_windows(typed: str, path: str) -> None:
+    assert load_config(["dataset=synthetic", f"init_from={typed}"]).init_from == path
+    (override,) = parse([f"resume={typed}"]).overrides
+    assert unquoted(value_of(override)) == path
+    assert load_config(["dataset=synthetic", f"init_from={quoted(PureWindowsPath(path))}"]).init_from == str(
+        PureWindowsPath(path)
+    )
+
+
+def test_a_path_of_windows_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESNET_TRAIN_DATA", r"\\server\share\Zoë's data")
+    assert load_config([]).dataset.root == r"\\server\share\Zoë's data"  # type: ignore[attr-defined]
 
 
 @settings(deadline=None, database=None, max_examples=50)

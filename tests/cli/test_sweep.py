@@ -143,6 +143,8 @@ def test_a_sweep_ends_early_where_asked_to(shell: Shell) -> None:
     ("words", "message"),
     [
         (("-m", "seed=0,1", "sweep=a/b"), "sweep: expected a name of letters, digits and . _ + -, got 'a/b'"),
+        (("-m", "seed=0,1", "sweep=Aux.1"), "sweep: expected a name of letters, digits and . _ + -, got 'Aux.1'"),
+        (("-m", "seed=0,1", "sweep=a."), "sweep: expected a name of letters, digits and . _ + -, got 'a.'"),
         (("-m", "seed=0,1", "max_failures=0"), "max_failures: expected a number above 0, got '0'"),
         (("sweep=a",), "sweep: it is for sweeps; put -m in front, or leave it out"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_train.runs import atomic
 from resnet_train.runs.atomic import (
     link_atomically,
     read_regular,
@@ -132,3 +133,41 @@ def test_a_link_is_another_name_or_a_copy(tmp_path: Path, monkeypatch: pytest.Mo
     assert target.read_text() == "two"
     assert not target.samefile(source)
     assert names(tmp_path) == ["source", "target"]
+
+
+@pytest.mark.parametrize("times", [1, 3, 100])
+def test_a_file_that_another_program_has_open_is_tried_again(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows refuses it, which is nowhere else to be had."""
+    path, refused, rename = tmp_path / "file", [], os.replace
+    write_atomically(path, "old")
+
+    def replace(source: Path, target: Path) -> None:
+        if len(refused) < times:
+            error = PermissionError(errno.EACCES, "Access is denied", str(source))
+            error.winerror = 5  # type: ignore[attr-defined]
+            refused.append(error)
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(atomic, "PAUSES_SECONDS", (0.001,) * 5)
+    if times < 6:
+        write_atomically(path, "new")
+    else:
+        with pytest.raises(PermissionError, match=r"another program \(.+\) has it open: .*file"):
+            write_atomically(path, "new")
+    assert (len(refused), names(tmp_path)) == (min(times, 6), ["file"])
+    assert path.read_text() == ("new" if times < 6 else "old")
+
+
+def test_what_may_not_be_replaced_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "PAUSES_SECONDS", (60.0,))
+
+    def replace(*_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        write_atomically(tmp_path / "file", "new")

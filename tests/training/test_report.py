@@ -12,6 +12,7 @@ import torch
 
 from resnet_train.config.run import Config
 from resnet_train.errors import RunError
+from resnet_train.runs.directory import lock
 from resnet_train.runs.summary import Score, read_summary
 from resnet_train.train import run
 from resnet_train.training import report
@@ -34,20 +35,21 @@ def test_a_line_says_what_was_measured_and_the_speed_since_the_line_before(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     built = build(tiny("epochs=2"))
-    session = open_session(built, tiny("epochs=2"), tmp_path, clock=Clock(), command="", invocation=None)
-    clock, score = session.clock, Score(loss=2.5, accuracy=0.25, error=0.75, correct=56, count=224, step=7)
-    try:
-        with caplog.at_level("INFO"):
-            for step, row, train_score in (
-                (5, {"epoch": 0.8, "lr": 0.1, "loss/test": 2.25, "accuracy/test": 0.125}, None),
-                (7, {"epoch": 1.12, "lr": 0.05}, score),
-            ):
-                built.state.step = step
-                clock.train_seconds, clock.images = step / 10, 32 * step
-                report.log_line(built, session, row, train_score)
-    finally:
-        session.tensorboard.close("interrupted")
-        session.checkpoints.finish()
+    with lock(tmp_path) as held:
+        session = open_session(built, tiny("epochs=2"), tmp_path, lock=held, clock=Clock(), command="", invocation=None)
+        clock, score = session.clock, Score(loss=2.5, accuracy=0.25, error=0.75, correct=56, count=224, step=7)
+        try:
+            with caplog.at_level("INFO"):
+                for step, row, train_score in (
+                    (5, {"epoch": 0.8, "lr": 0.1, "loss/test": 2.25, "accuracy/test": 0.125}, None),
+                    (7, {"epoch": 1.12, "lr": 0.05}, score),
+                ):
+                    built.state.step = step
+                    clock.train_seconds, clock.images = step / 10, 32 * step
+                    report.log_line(built, session, row, train_score)
+        finally:
+            session.tensorboard.close("interrupted")
+            session.checkpoints.finish()
     assert caplog.messages == [
         "epoch 0.8/2, step 5, test loss 2.2500 accuracy 12.50 %, lr 0.1, 320 images/s, 0:00:00",
         "epoch 1/2, step 7, train loss 2.5000 accuracy 25.00 %, lr 0.05, 320 images/s, 0:00:00",

@@ -37,10 +37,10 @@ def _time_to_first_row(overrides: Sequence[str], directory: Path, caches: dict[s
     arguments = [*overrides, "log_every=1", f"hydra.run.dir={quoted(directory)}"]
     command = [sys.executable, "-m", "resnet_train.train", *arguments]
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **caches})
         try:
-            while not table.exists() or table.read_text().count("\n") < 2:
+            while not table.exists() or table.read_text(encoding="ascii").count("\n") < 2:
                 if process.poll() is not None or time.perf_counter() - begun > TIMEOUT_SECONDS:
                     output.seek(0)
                     said = output.read().strip().splitlines() or ["nothing"]

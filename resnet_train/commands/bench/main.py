@@ -40,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def split(text: str) -> list[str]:
+    """Overrides apart at spaces outside quotes, as shells do; a backslash stands for itself, as in paths of Windows."""
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.escape, words.commenters = True, "", ""
+    return list(words)
+
+
 def main() -> None:
     """``resnet-bench``, ``python -m resnet_train.commands.bench.main``."""
     arguments = parser().parse_intermixed_args()
@@ -49,7 +56,7 @@ def main() -> None:
             raise ConfigError(f"expected --loops among {','.join(LOOPS)}, --rounds and --seconds above 0")
         config, overrides, note = offline_config(arguments.overrides)
         variants = {
-            text.strip(): offline_config(merge_overrides(overrides, shlex.split(text)))[0] for text in arguments.variant
+            text.strip(): offline_config(merge_overrides(overrides, split(text)))[0] for text in arguments.variant
         }
         from resnet_train.commands.bench.rounds import measure, tell
 

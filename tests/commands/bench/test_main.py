@@ -6,7 +6,13 @@ import json
 
 import pytest
 
+from resnet_train.commands.bench.main import split
 from tests.conftest import TINY, Shell
+
+
+def test_a_variant_is_split_as_shells_do_but_for_backslashes() -> None:
+    text = r"""compile=true name='a b' "init_from='C:\new files'" dataset.root=C:\images #1"""
+    assert split(text) == ["compile=true", "name=a b", r"init_from='C:\new files'", r"dataset.root=C:\images", "#1"]
 
 
 @pytest.mark.slow
