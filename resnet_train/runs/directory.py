@@ -28,6 +28,7 @@ LOG = "train.log"
 LOCK = ".lock"
 CONFIG = "config.yaml"
 INVOCATION = "invocation.json"
+MOST_CONFIG_BYTES, MOST_CONFIG_LEVELS = 1 << 20, 50  # of config.yaml, which may have come from a stranger
 
 _package_logger = logging.getLogger("resnet_train")
 
@@ -156,9 +157,8 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / CONFIG
     try:
-        text = read_regular(path).decode("utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("expected no aliases")  # a few lines of them make gigabytes
+        text = read_regular(path, limit=MOST_CONFIG_BYTES).decode("utf-8")
+        check_harmless(text)
         plain = yaml.safe_load(text)
     except FileNotFoundError:
         return None
@@ -167,6 +167,15 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is corrupt: expected the keys of a configuration, got {type(plain).__name__}")
     return plain
+
+
+def check_harmless(text: str) -> None:
+    """Raise ``ValueError`` for YAML that would take gigabytes or minutes: aliases of aliases, thousands of levels."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MOST_CONFIG_LEVELS:
+            raise ValueError(f"expected no aliases, and at most {MOST_CONFIG_LEVELS} levels")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from resnet_train.cli.overrides import merge_overrides
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint import read_checkpoint
-from resnet_train.runs.directory import read_config, read_invocation, write_config
+from resnet_train.runs.directory import lock, read_config, read_invocation, write_config
 from resnet_train.runs.resume import finished_already, latest
 from resnet_train.runs.saved import saved_config
 from resnet_train.runs.summary import read_summary
@@ -161,9 +161,10 @@ def test_a_file_system_that_cannot_sync_folders(tiny: Tiny, tmp_path: Path, monk
 
 def begin(config: Config, directory: Path) -> None:
     """What a process does that is killed before its first step."""
-    session = open_session(build(config), config, directory, clock=Clock(), command="", invocation=None)
-    session.checkpoints.finish()
-    session.tensorboard.close("failed")
+    with lock(directory) as held:
+        session = open_session(build(config), config, directory, lock=held, clock=Clock(), command="", invocation=None)
+        session.checkpoints.finish()
+        session.tensorboard.close("failed")
 
 
 @pytest.mark.parametrize("copied", [True, False], ids=["config.yaml written", "killed before that"])

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import socket
+import time
 
 import pytest
 
@@ -15,41 +16,53 @@ from resnet_train.runs.summary import read_summary
 from tests.conftest import TINY, Shell
 
 
+def limit(size: int) -> None:
+    """No file of this process can grow beyond ``size`` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def limited(shell: Shell, *arguments: str, size: int) -> tuple[int, str, str]:
     """Run with no file allowed to grow beyond ``size`` bytes: writes then fail as they do on a full disk."""
 
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    started = shell.start(*arguments, preexec_fn=limit)
+    started = shell.start(*arguments, preexec_fn=lambda: limit(size))
     out, err = started.communicate(timeout=120)
     return started.returncode, out, err
 
 
 @pytest.mark.slow
 def test_metrics_that_cannot_be_written_are_not_fatal(shell: Shell) -> None:
-    """Event files and the table outgrow the limit; checkpoints of so small a network do not."""
+    """Event files outgrow the limit, checkpoints of so small a network do not; the table gives way to a folder.
+
+    A longer run has every row again, since the checkpoint holds them.
+    """
     overrides = (*TINY, "epochs=null", "steps=1500", "log_every=1", "eval_every=500steps", "checkpoint.every=500steps")
-    code, out, err = limited(shell, *overrides, "kernels=plain", "hydra.run.dir=run", size=64 * 1024)
-    assert code == 0, err
+    started = shell.start(*overrides, "kernels=plain", "hydra.run.dir=run", preexec_fn=lambda: limit(300 * 1024))
+    shell.wait_for("run/checkpoints/step-00000500.pt", started)
+    (shell.folder / "run/metrics.csv").unlink()
+    (shell.folder / "run/metrics.csv").mkdir()
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 0, err
     assert "cannot write events for TensorBoard: [Errno 27] File too large; the run continues without them" in out
     assert out.count("cannot write events") == 1
-    assert re.search(r"cannot write the row of step \d+ to .*/metrics.csv: \[Errno 27\] File too large; the run", out)
+    assert re.search(r"cannot write the row of step \d+ to .*/metrics.csv: \[Errno 21\] Is a directory", out)
     found = read_summary(shell.folder / "run")
     assert found is not None
     assert (found.status, found.steps) == ("finished", 1500)
-    table = (shell.folder / "run" / "metrics.csv").read_text().splitlines()
-    assert len({line.count(",") for line in table[:-1]}) == 1, "rows that are there are whole"
     assert read_checkpoint(shell.folder / "run/checkpoints/last.pt")["state"]["step"] == 1500
+    (shell.folder / "run/metrics.csv").rmdir()
+    assert shell.call("resume=run", "steps=1501")[0] == 0
+    table = (shell.folder / "run" / "metrics.csv").read_text().splitlines()
+    assert [int(line.partition(",")[0]) for line in table[1:]] == list(range(1, 1502))
 
 
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(shell: Shell) -> None:
-    overrides = (*TINY, "epochs=null", "steps=60", "checkpoint.every=20steps", "kernels=plain", "hydra.run.dir=run")
+    length = ("epochs=null", "steps=60", "checkpoint.every=20steps", "log_every=1")
+    overrides = (*TINY, *length, "kernels=plain", "hydra.run.dir=run")
     assert shell.call(*overrides, "steps=20")[0] == 0
     size = (shell.folder / "run/checkpoints/last.pt").stat().st_size
-    code, out, err = limited(shell, "resume=run", "steps=60", size=size - 100)
+    code, out, err = limited(shell, "resume=run", "steps=60", size=size + 1550)  # twenty rows more are larger
     assert code == 1
     assert "step-00000040.pt: [Errno 27] File too large; trying once more" in out
     assert err == (
@@ -101,6 +114,7 @@ def test_a_run_directory_that_is_taken_away(shell: Shell) -> None:
     overrides = (*TINY, "epochs=null", "steps=100000", "checkpoint.every=200steps", "hydra.run.dir=run")
     started = shell.start(*overrides)
     shell.wait_for("run/checkpoints/step-00000200.pt", started)
+    time.sleep(0.1)  # until last.pt is a link to it
     (shell.folder / "run").rename(shell.folder / "elsewhere")
     _, err = started.communicate(timeout=60)
     assert started.returncode == 1
