@@ -23,7 +23,9 @@ NEVER = {
     "errors": {"torch", "numpy", "hydra", "omegaconf"},
 }
 WITHOUT_TORCH = ("cli", "config", "data", "runs", "errors", "train")
-WITH_TORCH = {"data.augment", "data.dataset", "data.stream", "runs.checkpoint", "runs.environment", "runs.tensorboard"}
+WITH_TORCH = {"data.augment", "data.dataset", "data.stream"} | {
+    f"runs.{name}" for name in ("checkpoint", "environment", "history", "tensorboard", "weights")
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

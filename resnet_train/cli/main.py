@@ -29,7 +29,9 @@ from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs import directory as directories
 from resnet_train.runs import resume
+from resnet_train.runs.console import printable
 from resnet_train.runs.interrupt import Interrupted, ctrl_c
+from resnet_train.runs.saved import saved_config, saved_invocation
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
@@ -61,7 +63,7 @@ def fail(program: str, error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, ConfigError) and error.details:
         print(error.details, file=sys.stderr)
-    print(f"{program}: {explain(error)}", file=sys.stderr)
+    print(f"{program}: {printable(explain(error))}", file=sys.stderr)  # it may quote a stranger's file
     return EXIT_CONFIG if is_config_error(error) else EXIT_FAILED
 
 
@@ -149,14 +151,14 @@ def run(request: Request, train: Train) -> int:
 
 def _resume(request: Request, directory: Path, train: Train) -> int:
     """Continue the run in ``directory``: the start of the order that `resnet_train.runs.resume` lists."""
-    saved = directories.read_config(directory)
+    saved = saved_config(directory)
     composed = compose(request) if saved is None else compose_saved(request, saved)
     finished = resume.finished_already(composed.config, directory.absolute())
     if finished:
-        print(f"finished already: {finished.sentence()}\n{finished.directory}")
+        print(f"finished already: {finished.sentence()}\n{printable(finished.directory)}")
         return 0
     check_available(composed.config.dataset)
-    earlier = directories.read_invocation(directory).overrides if saved is not None else []
+    earlier = saved_invocation(directory).overrides if saved is not None else []
     _train(request, merge_overrides(earlier, request.overrides), composed.config, directory.absolute(), train)
     return 0
 

@@ -1,21 +1,16 @@
 """Checkpoints: atomic writes, a checksum in each file, strict loads, retention.
 
-A checkpoint is what ``torch.save`` writes, a ZIP archive, whose comment field holds the SHA-256 of all that stands
-before it. So ``torch.load(path, weights_only=True)`` reads it as it is, and `read_checkpoint` finds any flipped bit
-first (ZIP's own checksums leave its headers out, and torch does not look at them). Contents are tensors and plain
-types only.
+Contents are tensors and plain types only. What the file looks like, and what is refused before memory is taken for it,
+stands in `runs.checkpoint_file`.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import logging
 import os
 import pickle
-import re
-import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,39 +20,20 @@ from typing import Any
 import torch
 
 from resnet_train.errors import ConfigError, RunError
-from resnet_train.runs.atomic import link_atomically, write_atomically
+from resnet_train.runs.atomic import link_atomically, sync_folder, write_atomically
+from resnet_train.runs.checkpoint_file import (
+    FORMAT,
+    CorruptCheckpoint,
+    numbered,
+    open_checkpoint,
+    read_declared,
+    seal,
+    unseal,
+)
 
-FORMAT = 1
 RETRY_SECONDS = 1.0
-_END = struct.pack("<I", 0x06054B50)  # signature of the ZIP record that ends an archive
-_END_LENGTH = 22  # bytes of that record up to the comment; its last two bytes are the comment's length
-_PREFIX = b"sha256:"
 
 logger = logging.getLogger(__name__)
-
-
-class CorruptCheckpoint(Exception):
-    """The file is not what was once written; the message says why."""
-
-
-def seal(payload: bytes) -> bytes:
-    """Append the checksum of a ZIP archive without comment to it, as its comment."""
-    start = len(payload) - _END_LENGTH
-    assert payload[start : start + 4] == _END and payload[-2:] == b"\0\0", "expected a ZIP archive without a comment"
-    length = len(_PREFIX) + 64
-    body = payload[:-2] + struct.pack("<H", length)
-    return body + _PREFIX + hashlib.sha256(body).hexdigest().encode()
-
-
-def unseal(sealed: bytes) -> bytes:
-    """Check the checksum that `seal` appended and return the bytes unchanged; raises `CorruptCheckpoint`."""
-    length = len(_PREFIX) + 64
-    body, comment = sealed[:-length], sealed[-length:]
-    if not comment.startswith(_PREFIX):
-        raise CorruptCheckpoint("it does not end in a checksum: truncated, or not one of our checkpoints")
-    if comment[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
-        raise CorruptCheckpoint("its checksum does not fit its content")
-    return sealed
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -70,8 +46,11 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; raises `CorruptCheckpoint`, also for files that hold code or another format."""
     try:
-        sealed = unseal(path.read_bytes())
-        content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
+        with open_checkpoint(path) as opened:
+            file = io.BytesIO(unseal(opened.read()))
+        read_declared(file)
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise CorruptCheckpoint(str(error).splitlines()[0]) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -91,36 +70,6 @@ def copy_of(content: Any) -> Any:
             return type(content)(copy_of(value) for value in content)
         case _:
             return content
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run directory (the best ones if it has them, else the newest), a checkpoint, or a state dict.
-
-    The moving average where there is one. Raises `ConfigError` for anything else; never runs code of the file.
-    """
-    if path.is_dir():
-        found = [file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file()]
-        if not found:
-            raise ConfigError(f"init_from: expected a run with checkpoints, got {path}, which has none")
-        path = found[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and isinstance(content.get("state"), dict):
-            state = read_checkpoint(path)["state"]
-            content = state["model"] if state["ema"] is None else state["ema"]
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, CorruptCheckpoint) as error:
-        raise ConfigError(f"init_from: cannot read {path}: {_first_line(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ConfigError(
-            f"init_from: expected weights by name in {path}, got {type(content).__name__} of other things"
-        )
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in the file
-        return "expected a checkpoint or a state dict, got another file, or one that holds more than tensors"
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Checkpoints:
@@ -161,11 +110,11 @@ class Checkpoints:
             link_atomically(path, self.folder / "last.pt")
             if best:
                 link_atomically(path, self.folder / "best.pt")
-            numbered = self._numbered()
-            if path not in numbered:  # the directory was taken away just now
+            saved = numbered(self.folder)
+            if path not in saved:  # the directory was taken away just now
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            later = numbered[: numbered.index(path)]  # corrupt ones that this run went back behind
-            for old in (*later, *numbered[len(later) + self.keep :]):
+            later = saved[: saved.index(path)]  # corrupt ones that this run went back behind
+            for old in (*later, *saved[len(later) + self.keep :]):
                 with suppress(OSError):  # on Windows while somebody reads it: the next checkpoint tries again
                     old.unlink()
         except OSError as error:
@@ -180,7 +129,9 @@ class Checkpoints:
         for seconds in (RETRY_SECONDS, None):
             try:
                 # Not its parents: where the run's directory was taken away, a new one would hide that.
-                self.folder.mkdir(exist_ok=True)
+                if not self.folder.exists():
+                    self.folder.mkdir()
+                    sync_folder(self.folder.parent)
                 write_checkpoint(path, content)
                 return
             except OSError as error:
@@ -198,6 +149,11 @@ class Checkpoints:
 
         A corrupt one is named in the log and the one before it is taken; raises `ConfigError` if none is left.
         """
+        if self.folder.is_symlink():
+            raise ConfigError(
+                f"expected a folder, got the link {self.folder}: a run writes and deletes in its own directory alone; "
+                f"put the folder that it points to in its place"
+            )
         candidates = self._candidates()
         corrupt = []
         for path in candidates:
@@ -223,18 +179,9 @@ class Checkpoints:
         except CorruptCheckpoint as error:
             raise ConfigError(f"cannot read the best checkpoint {path}: {error}; restore it and resume") from error
 
-    def _numbered(self) -> list[Path]:
-        """Checkpoints with a number, newest first, by number: 10 is newer than 9."""
-        found = [
-            (int(match[1]), path)
-            for path in self.folder.glob("step-*.pt")
-            if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))
-        ]
-        return [path for _, path in sorted(found, reverse=True)]
-
     def _candidates(self) -> list[Path]:
-        numbered = self._numbered()
-        links = [path for name in ("last.pt", "best.pt") if (path := self.folder / name).exists()]
+        steps = numbered(self.folder)
+        links = [path for name in ("last.pt", "best.pt") if (path := self.folder / name).is_file()]
         # Where links are hard links, these are the same files again: a corrupt one is not worth a second look.
-        seen = [path.stat() for path in numbered]
-        return numbered + [path for path in links if not any(os.path.samestat(path.stat(), other) for other in seen)]
+        seen = [path.stat() for path in steps]
+        return steps + [path for path in links if not any(os.path.samestat(path.stat(), other) for other in seen)]

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -124,7 +125,17 @@ def header(rows: list[tuple[str, str]]) -> None:
     """Log what is about to run, one property a line."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        logger.info("%s  %s", name.ljust(width), value)
+        logger.info("%s  %s", name.ljust(width), printable(value))
+
+
+def printable(text: str) -> str:
+    """``text`` of a stranger's file with control characters, line ends and changes of direction as escapes."""
+    return "".join(
+        character
+        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from omegaconf import OmegaConf
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
-from resnet_train.runs.atomic import write_atomically
+from resnet_train.runs.atomic import read_regular, regular_file, sync_folder, temporary_beside, write_atomically
+from resnet_train.runs.checkpoint_file import numbered
 from resnet_train.runs.lock import Held, Lock, hold
 
 LOG = "train.log"
@@ -43,6 +45,7 @@ def create(wanted: Path) -> Path:
             path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
             try:
                 path.mkdir()
+                sync_folder(path.parent)
                 return path.absolute()
             except FileExistsError:
                 number += 1
@@ -64,6 +67,10 @@ class _File(logging.FileHandler):
     """A log that cannot be written is not fatal: it is said once on stderr."""
 
     told = False
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file, which must not be a link."""
+        return TextIOWrapper(open(self.baseFilename, "ab", opener=regular_file), encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called where a record could not be written."""
@@ -129,31 +136,33 @@ def log_file(directory: Path) -> Iterator[None]:
             handler.close()
 
 
-def resolved(config: Config) -> dict[str, Any]:
-    """The configuration as plain values that mean the same in every working directory."""
-    return with_absolute_paths(asdict(config))
+def lasting(config: Config) -> dict[str, Any]:
+    """``config`` as it is saved: plain, with absolute paths, and without what concerns one session alone.
+
+    A change is forced once, not whenever the run is resumed.
+    """
+    return with_absolute_paths(asdict(config)) | {"resume": None, "resume_force": False}
 
 
 def write_config(config: Config, directory: Path) -> None:
-    """Write the resolved configuration as ``config.yaml``, atomically: all that is needed to resume the run.
-
-    Without what concerns one session alone: a change is forced once, not whenever the run is resumed.
-    """
-    plain = resolved(config) | {"resume": None, "resume_force": False}
-    write_atomically(directory / CONFIG, OmegaConf.to_yaml(plain))
+    """Write the resolved configuration as ``config.yaml``, atomically: a copy, to be read, of what checkpoints hold."""
+    write_atomically(directory / CONFIG, OmegaConf.to_yaml(lasting(config)))
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-    """The configuration of the run in ``directory``, plain; None where none was started there.
+    """The configuration in ``config.yaml``, plain; None where there is none.
 
-    Raises `ConfigError` where ``config.yaml`` is not what `write_config` wrote.
+    Raises `ConfigError` where it is not what `write_config` wrote. Whoever resumes asks `resume.saved_config`.
     """
     path = directory / CONFIG
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_regular(path).decode("utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("expected no aliases")  # a few lines of them make gigabytes
+        plain = yaml.safe_load(text)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())[:200]}; restore it") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is corrupt: expected the keys of a configuration, got {type(plain).__name__}")
@@ -179,29 +188,35 @@ def read_invocation(directory: Path) -> Invocation:
     """
     path = directory / INVOCATION
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        invocation = Invocation(**plain)
-        lists = (invocation.flags, invocation.overrides)
-        if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-            raise ValueError("expected lists of overrides")
+        return invocation_of(json.loads(read_regular(path).decode("utf-8")))
     except FileNotFoundError:
         return Invocation([], [])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is corrupt: {str(error).splitlines()[0]}; nothing but tables needs it") from None
+
+
+def invocation_of(plain: Any) -> Invocation:
+    """The invocation in plain types; raises ``ValueError`` or ``TypeError`` for anything else."""
+    invocation = Invocation(**plain)
+    lists = (invocation.flags, invocation.overrides)
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+        raise ValueError("expected lists of overrides")
     return invocation
 
 
 def is_run(directory: Path) -> bool:
     """Whether a run was once started in ``directory``."""
-    return any((directory / name).is_file() for name in (CONFIG, INVOCATION))
+    return any((directory / name).is_file() for name in (CONFIG, INVOCATION)) or bool(
+        numbered(directory / "checkpoints")
+    )
 
 
 def check_writable(directory: Path) -> None:
     """Raise `ConfigError` where ``directory`` cannot be made or written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}"
-        probe.touch()
+        probe = temporary_beside(directory / "probe")
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise _unwritable(directory, error) from error

@@ -2,17 +2,22 @@
 
 1. The directory is found: the one that ``resume=`` names, or the newest unfinished one for ``resume=latest``
    (`find_directory`).
-2. The resolved configuration saved there is read as data (`directory.read_config`); the command line lays its overrides
-   over it. Interpolations were resolved when the run began and are not resolved again.
+2. The resolved configuration in the newest whole checkpoint is read as data; ``config.yaml`` counts only where there is
+   no checkpoint yet (`saved.saved_config`). The command line lays its overrides over it. Interpolations were resolved
+   when the run began and are not resolved again.
 3. The result is compared with what was saved. Each key that differs is named, and refused unless it is in `CHANGEABLE`
    or ``resume_force=true`` lets it through (`check_same_run`).
-4. A run that finished, and is not made longer, is over: its summary is the answer (`finished_already`).
+4. A run is over where its summary says so and its newest checkpoint has as many steps as are asked for now; then its
+   summary is the answer (`finished_already`).
 5. The newest checkpoint that is whole is taken; corrupt ones are named in the log and passed over
    (`Checkpoints.newest`). Where there is none at all, the run begins.
 6. The configuration inside the checkpoint is compared as in 3; the data have to be those that it was trained on, class
    by class and image by image (`check_same_data`); the precision of this machine has to be the saved one, its kernels
    may differ, which is said (`choose_checkpoint`).
 7. What was forced is written down, with the step, beside what earlier sessions forced (`Resumed.forced`).
+8. Where the configuration is another one now, a checkpoint of the same step is written with it, before anything else:
+   what a run is and how far it is changes in one step (`training.session`). ``config.yaml``, ``invocation.json``,
+   ``metrics.csv`` and the event files are copies of what the checkpoint holds, and are made whole again.
 
 What follows is training's: `training.restore` loads the checkpoint, `training.report` announces the notices. Nothing in
 the directory is changed before all of this has succeeded.
@@ -21,15 +26,17 @@ the directory is changed before all of this has succeeded.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
+from resnet_train.runs.console import printable
 from resnet_train.runs.data_identity import DataIdentity, check_same_data
-from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, read_config, resolved
+from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, lasting
+from resnet_train.runs.saved import Notice, broken_copies, is_over, saved_config
 from resnet_train.runs.summary import Summary, read_summary
 
 if TYPE_CHECKING:
@@ -92,11 +99,12 @@ def latest(outputs: Path) -> Path:
     Newest by the last change of its checkpoints, or of the run's beginning.
     """
     unfinished = []
-    for directory in {path.parent for name in (CONFIG, INVOCATION) for path in outputs.glob(f"**/{name}")}:
-        found = read_summary(directory)
-        if found is None or found.status != "finished":
+    patterns = (CONFIG, INVOCATION, "checkpoints/step-*.pt")
+    found = {path.parent for name in patterns for path in outputs.glob(f"**/{name}")}
+    for directory in {path.parent if path.name == "checkpoints" else path for path in found}:
+        if not is_over(directory):
             files = [directory / CONFIG, directory / INVOCATION, *directory.glob("checkpoints/step-*.pt")]
-            unfinished.append((max(file.stat().st_mtime for file in files if file.exists()), directory))
+            unfinished.append((max((file.stat().st_mtime for file in files if file.exists()), default=0.0), directory))
     if not unfinished:
         raise ConfigError(f"resume=latest: expected an unfinished run under {str(outputs)!r}, found none")
     return max(unfinished)[1]
@@ -119,12 +127,12 @@ class Change:
         return self.key in CHANGEABLE
 
     def __str__(self) -> str:
-        return f"{self.key}: saved {_shown(self.saved)}, requested {_shown(self.requested)}"
+        return f"{printable(self.key)}: saved {_shown(self.saved)}, requested {_shown(self.requested)}"
 
 
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key."""
-    before, after = flatten(with_absolute_paths(saved)), flatten(resolved(config))
+    before, after = flatten(with_absolute_paths(saved)), flatten(lasting(config))
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -152,7 +160,7 @@ def changes_table(found: list[Change]) -> str:
     """Changes as a person reads them: key, saved, requested, allowed or not."""
     rows = [("key", "saved", "requested", "allowed")]
     rows += [
-        (change.key, _shown(change.saved), _shown(change.requested), "yes" if change.allowed else "no")
+        (printable(change.key), _shown(change.saved), _shown(change.requested), "yes" if change.allowed else "no")
         for change in found
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -173,7 +181,8 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return printable(shown)
 
 
 # -------------------------------------------------------------------------------------------------- 4: is anything left
@@ -181,18 +190,17 @@ def _shown(value: Any) -> str:
 
 def finished_already(config: Config, directory: Path) -> Summary | None:
     """The summary of a run that has nothing left to do; raises `ConfigError` where ``directory`` holds another run."""
-    saved = read_config(directory)
+    saved = saved_config(directory)
     if saved is None:
         return None
-    lengthened = any(change.key in ("epochs", "steps") for change in check_same_run(saved, config, directory))
+    check_same_run(saved, config, directory)
     found = read_summary(directory)
-    return found if found is not None and found.status == "finished" and not lengthened else None
+    if found is None or not is_over(directory, found, lasting(config)):
+        return None
+    return replace(found, directory=str(directory))  # which may have been moved
 
 
 # --------------------------------------------------------------------------------------------- 5 to 7: what to continue
-
-
-Notice = tuple[int, str]  # logging level and text
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,7 @@ class Resumed:
     path: Path
     content: dict[str, Any]
     forced: list[str]  # changes that resume_force let through, in this session and the ones before
+    changed: bool  # whether another configuration was saved than the one that continues
     notices: list[Notice]  # what to announce
 
 
@@ -217,14 +226,20 @@ def choose_checkpoint(
     if found is None:
         return None
     path, content = found
-    forced: list[str] = list(content.get("forced", []))
-    notices: list[Notice] = []
+    kept = content.get("forced")
+    forced: list[str] = list(map(str, kept)) if isinstance(kept, list) else []
+    forced_before = len(forced)
+    notices = broken_copies(directory, content)
+    saved, step = content.get("config"), _completed_steps(content)
+    if not isinstance(saved, dict) or step is None:
+        raise ConfigError(f"the checkpoint {path} is whole, but not of a run: it lacks its configuration or its steps")
 
     def force(change: str) -> None:
         notices.append((logging.WARNING, f"another run from here on, by resume_force: {change}"))
-        forced.append(f"after {content['state']['step']} steps: {change}")
+        forced.append(f"after {step} steps: {change}")
 
-    for change in check_same_run(content["config"], config, directory):
+    found_changes = check_same_run(saved, config, directory)
+    for change in found_changes:
         if change.allowed:
             notices.append((logging.INFO, f"changed for the rest of this run: {change}"))
         else:
@@ -234,15 +249,22 @@ def choose_checkpoint(
     if "data" not in content:
         text = "the checkpoint is of version 0.1.0, which did not note its data: only the classes could be compared"
         notices.append((logging.INFO, text))
-    if content["precision"] != precision:
+    trained = printable(str(content.get("precision")))
+    if trained != precision:
         if not config.resume_force:
             raise ConfigError(
-                f"precision: the run in {directory} was trained in {content['precision']}, this would continue in "
-                f"{precision} ({config.precision}); add precision={content['precision']}"
+                f"precision: the run in {directory} was trained in {trained}, this would continue in "
+                f"{precision} ({config.precision}); add precision={trained}"
             )
-        force(f"precision: saved {content['precision']}, requested {precision}")
-    before = content.get("kernels", "plain")
+        force(f"precision: saved {trained}, requested {precision}")
+    before = printable(str(content.get("kernels", "plain")))
     if before != kernels:
         change_of_kernels = f"kernels ({before} before, {kernels} now): equal to rounding, not to the bit"
         notices.append((logging.INFO, f"changed for the rest of this run: {change_of_kernels}"))
-    return Resumed(path, content, forced, notices)
+    return Resumed(path, content, forced, bool(found_changes or len(forced) > forced_before), notices)
+
+
+def _completed_steps(content: dict[str, Any]) -> int | None:
+    state = content.get("state")
+    step = state.get("step") if isinstance(state, dict) else None
+    return step if isinstance(step, int) else None

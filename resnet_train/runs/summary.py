@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from resnet_train.errors import RunError
-from resnet_train.runs.atomic import write_atomically
-from resnet_train.runs.console import count
+from resnet_train.runs.atomic import read_regular, write_atomically
+from resnet_train.runs.console import count, printable
 
 FILE = "summary.json"
 
@@ -35,6 +37,7 @@ class Facts:
     multiply_adds: int = 0  # of one image
     dataset: str = ""
     images: dict[str, int] = field(default_factory=dict)  # split: number of images
+    classes: list[str] = field(default_factory=list)  # names, in label order
     device: str = ""
     hardware: str = ""
     precision: str = ""
@@ -85,9 +88,9 @@ class Summary(Facts):
     def sentence(self) -> str:
         """The result in one line."""
         if self.result is None:
-            return f"{self.status} after {self.steps} of {self.total_steps} steps, without a result"
+            return f"{printable(self.status)} after {self.steps} of {self.total_steps} steps, without a result"
         score = self.last[self.result_split]
-        return (
+        return printable(
             f"{self.result_split} accuracy {100 * score.accuracy:.2f} % "
             f"({count(score.correct)} of {count(score.count)} images, error {100 * score.error:.2f} %), "
             f"{self.result_rule}"
@@ -97,9 +100,31 @@ class Summary(Facts):
 def read_summary(directory: Path) -> Summary | None:
     """The summary in ``directory``; None where there is none yet or it is corrupt."""
     try:
-        plain = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        plain = json.loads(read_regular(directory / FILE))
         for key in ("last", "best"):
             plain[key] = {split: Score(**score) for split, score in plain[key].items()}
-        return Summary(**plain)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = Summary(**plain)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return found if has_types(found) and (found.result is None or found.result_split in found.last) else None
+
+
+def has_types(value: Summary | Score) -> bool:
+    """Whether every field has its type: the file may come from a stranger."""
+    hints = get_type_hints(type(value))
+    return all(_is(getattr(value, name), hint) for name, hint in hints.items())
+
+
+def _is(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is(value, one) for one in get_args(hint))
+    match get_origin(hint), get_args(hint):
+        case None, _:
+            if hint is float:
+                return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+            return has_types(value) if hint is Score and isinstance(value, Score) else type(value) is hint
+        case origin, (item,) if origin is list:
+            return type(value) is list and all(_is(one, item) for one in value)
+        case origin, (key, item) if origin is dict:
+            return type(value) is dict and all(_is(k, key) and _is(v, item) for k, v in value.items())
+    raise AssertionError(hint)

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from resnet_train.runs.atomic import replacing
+
 SETTLING, RECORDED = 5, 10  # steps left alone at first, and recorded after them
 NUM_OPERATORS = 10
 
@@ -45,9 +47,13 @@ class Profiler:
             torch.cuda.synchronize(self._device)
         done, self._profile, self._enabled = self._profile, None, False
         done.stop()
+        if self._folder.is_symlink():
+            logger.warning("no trace is written: %s is a link, which is not followed; remove it", self._folder)
+            return
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"steps-{self._from}-to-{step}.pt.trace.json"
-        done.export_chrome_trace(str(path))
+        with replacing(path) as temporary:
+            done.export_chrome_trace(str(temporary))
         for line in most_expensive_operators(done, steps=step - self._from + 1):
             logger.info("%s", line)
         logger.info("trace of steps %d to %d, for https://ui.perfetto.dev: %s", self._from, step, path)

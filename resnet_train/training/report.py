@@ -7,7 +7,7 @@ import math
 
 from resnet_train.config.durations import due
 from resnet_train.runs import environment
-from resnet_train.runs.console import count, duration, header
+from resnet_train.runs.console import count, duration, header, printable
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.training.session import Session
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def announce(run: Run, session: Session) -> None:
     """Log what the run continues from, and the header: what is about to be trained, and with what."""
     for level, text in session.notices:
-        logger.log(level, "%s", text)
+        logger.log(level, "%s", printable(text))
     facts, timetable = run.facts, run.timetable
     splits = ", ".join(f"{count(number)} {split}" for split, number in facts.images.items())
     length = f"{count(timetable.total_steps)} steps of {run.train_data.batch_size} images"

@@ -10,10 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from resnet_train.errors import ConfigError
-from resnet_train.runs.checkpoint import CorruptCheckpoint, read_checkpoint, read_weights
-from resnet_train.runs.console import count
+from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.checkpoint_file import CorruptCheckpoint
+from resnet_train.runs.console import count, printable
 from resnet_train.runs.data_identity import listed
-from resnet_train.runs.resume import Notice, Resumed
+from resnet_train.runs.history import History
+from resnet_train.runs.resume import Resumed
+from resnet_train.runs.saved import Notice
+from resnet_train.runs.weights import read_weights
 from resnet_train.training.clock import Clock
 from resnet_train.training.state import TrainState, load_weights
 
@@ -25,11 +29,10 @@ def restore(state: TrainState, clock: Clock, resumed: Resumed, *, total_steps: i
     """
     try:
         state.load_state_dict(resumed.content["state"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"the checkpoint {resumed.path} is of another network or optimizer: {' '.join(str(error).split())[:300]}"
-        ) from error
-    clock.load_state_dict(resumed.content["clock"])
+        clock.load_state_dict(resumed.content["clock"])
+    except Exception as error:  # what stands there may be anything, since the file may come from a stranger
+        reason = printable(" ".join(str(error).split())[:300]) or type(error).__name__
+        raise ConfigError(f"the checkpoint {resumed.path} is of another network or optimizer: {reason}") from error
     if state.step > total_steps:
         raise ConfigError(
             f"the run in {resumed.path.parent.parent} has made {state.step} steps already, expected at most the "
@@ -37,6 +40,19 @@ def restore(state: TrainState, clock: Clock, resumed: Resumed, *, total_steps: i
         )
     done = f"resuming from {resumed.path}: {count(state.step)} steps are done"
     return [*resumed.notices, (logging.INFO, done)]
+
+
+def load_history(resumed: Resumed, *, steps: int) -> History | None:
+    """What was measured up to ``steps``; None where the checkpoint, of version 0.1, does not hold it.
+
+    Raises `ConfigError` where that is corrupt.
+    """
+    if "history" not in resumed.content:
+        return None
+    try:
+        return History.of(resumed.content["history"], steps=steps)
+    except Exception as error:  # as above
+        raise ConfigError(f"the checkpoint {resumed.path} is corrupt: its history is none of numbers") from error
 
 
 def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list[Notice]:
@@ -48,8 +64,9 @@ def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list
     weights, rows = rows_by_class(weights, saved_classes(path), own=state.model.state_dict(), classes=classes)
     try:
         left = load_weights(state.model, weights)
-    except ValueError as error:
-        raise ConfigError(f"init_from: the weights in {path} are of another network: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"init_from: the weights in {path} are of another network: {reason}") from error
     if state.ema is not None:
         state.ema.load_state_dict(state.model.state_dict())
     taken = f"beginning with {len(weights) - len(left)} of the {len(weights)} tensors of {path}"
@@ -63,9 +80,10 @@ def saved_classes(path: Path) -> list[str] | None:
     if path.is_dir():
         path = next(file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file())
     try:
-        return read_checkpoint(path).get("classes")
+        classes = read_checkpoint(path).get("classes")
     except CorruptCheckpoint:  # not one of ours: those were read before
         return None
+    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
 
 
 def rows_by_class(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from resnet_train.config.run import Config
-from resnet_train.runs.checkpoint import FORMAT, Checkpoints
+from resnet_train.runs.atomic import remove_leftovers
+from resnet_train.runs.checkpoint import Checkpoints
+from resnet_train.runs.checkpoint_file import FORMAT
 from resnet_train.runs.console import count
-from resnet_train.runs.directory import Invocation, resolved, write_config
+from resnet_train.runs.directory import Invocation, lasting, write_config
+from resnet_train.runs.history import History
 from resnet_train.runs.lock import Lock
 from resnet_train.runs.metrics_table import MetricsTable, Row
-from resnet_train.runs.resume import Notice, choose_checkpoint
+from resnet_train.runs.resume import choose_checkpoint
+from resnet_train.runs.saved import Notice, kept_invocation
 from resnet_train.runs.tensorboard import TensorBoard
 from resnet_train.training.clock import Clock
 from resnet_train.training.profiling import Profiler
-from resnet_train.training.restore import begin_with, restore
+from resnet_train.training.restore import begin_with, load_history, restore
 from resnet_train.training.setup import Run
 
 
@@ -31,7 +35,9 @@ class Session:
     notices: list[Notice]  # what to announce
     forced: list[str]  # changes that resume_force let through
     config: dict[str, Any]  # resolved and plain, for the checkpoints
+    invocation: Invocation | None
     clock: Clock
+    history: History
     checkpoints: Checkpoints
     table: MetricsTable
     tensorboard: TensorBoard
@@ -42,12 +48,22 @@ class Session:
         self.lock.check()
         self.table.write(step, row)
         throughput = {} if images_per_second is None else {"throughput/images_per_second": images_per_second}
+        self.history.add(step, row | throughput)
         self.tensorboard.write(step, row | throughput)
+
+    def sync(self) -> None:
+        """Wait until all numbers are on disk: nothing writes them again once the summary says that the run finished."""
+        self.table.sync()
+        self.tensorboard.sync()
 
     def save(self, run: Run, *, best: bool = False) -> None:
         """Begin to write a checkpoint of this moment; it is on disk when the next one begins, or `fit` returns."""
         self.lock.check()
-        content = {
+        self.checkpoints.begin_save(self.content(run), step=run.state.step, best=best)
+
+    def content(self, run: Run) -> dict[str, Any]:
+        """All that the run is, and how far it is: what stands in other files can be made of it again."""
+        return {
             "format": FORMAT,
             "state": run.state.state_dict(),
             "config": self.config,
@@ -59,8 +75,9 @@ class Session:
             "data": run.data.plain(),
             "versions": run.facts.versions,
             "clock": self.clock.state_dict(),
+            "invocation": None if self.invocation is None else asdict(self.invocation),
+            "history": self.history.state_dict(),
         }
-        self.checkpoints.begin_save(content, step=run.state.step, best=best)
 
 
 def open_session(
@@ -76,8 +93,10 @@ def open_session(
         config, directory, checkpoints, precision=run.facts.precision, kernels=run.facts.kernels, data=run.data
     )
     notices: list[Notice] = []
+    history = None
     if resumed is not None:
         notices = restore(state, clock, resumed, total_steps=total_steps)
+        history = load_history(resumed, steps=state.step)
     elif config.init_from:
         notices = begin_with(state, Path(config.init_from), classes=run.classes)
     if resumed is not None and state.step < total_steps:
@@ -85,34 +104,47 @@ def open_session(
         notices.append((logging.INFO, f"the learning rate continues at {lr:.4g}, towards {count(total_steps)} steps"))
     lock.check()
     # Only now is it certain that this run can continue: what stood in its directory until here was left alone.
-    write_config(config, directory)
-    if invocation is not None:
-        invocation.write(directory)
+    remove_leftovers(directory, own=r"config\.yaml|metrics\.csv|summary\.json")
+    remove_leftovers(checkpoints.folder, own=r".*")
+    table, history = open_table(run, directory, history)
     session = Session(
         directory=directory,
         lock=lock,
         command=command,
         notices=notices,
         forced=[] if resumed is None else resumed.forced,
-        config=resolved(config),
+        config=lasting(config),
+        invocation=invocation or (None if resumed is None else kept_invocation(resumed.content)),
         clock=clock,
+        history=history,
         checkpoints=checkpoints,
-        table=MetricsTable(directory / "metrics.csv", from_step=state.step),
-        # With all steps made and the run not finished, the last step's numbers are written once more below.
-        tensorboard=TensorBoard(
-            directory,
-            config,
-            from_step=min(state.step, total_steps - 1),
-            metrics=tuple(f"accuracy/{split}" for split in run.eval_data),
-        ),
+        table=table,
+        # With all steps made and the run not finished, the last step's numbers are written once more.
+        tensorboard=TensorBoard(directory, config, from_step=min(state.step, total_steps - 1), measured=history),
         profiler=Profiler(directory, run.plan.device, enabled=config.profile, steps_left=total_steps - state.step),
     )
-    if state.step == total_steps:
-        chosen = ("loss/test", "accuracy/test") if run.watched == "val" else ()  # `score_best` is about to write them
-        row = {tag: value for tag, value in session.table.row.items() if tag not in chosen}
-        session.tensorboard.write(total_steps, row)
-    if resumed is None:
+    if resumed is not None and resumed.changed:
+        # What a run is and how far it is changes in this one step: whenever it is killed, the checkpoint says both.
+        checkpoints.save(session.content(run), step=state.step)
+    write_config(config, directory)
+    if session.invocation is not None:
+        session.invocation.write(directory)
+    if not session.tensorboard.shows_images:
         images, _ = run.train_data.batch(0)
         session.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
+    if resumed is None:
         session.save(run)
     return session
+
+
+def open_table(run: Run, directory: Path, history: History | None) -> tuple[MetricsTable, History]:
+    """``metrics.csv`` up to the steps that are done, and all that was measured; ``history`` is the checkpoint's."""
+    step = run.state.step
+    table = MetricsTable(directory / "metrics.csv", from_step=step, measured=None if history is None else history.rows)
+    history = history or History()
+    for number, row in table.rows.items():
+        history.add(number, row)
+    if step == run.timetable.total_steps and run.watched == "val":  # `score_best` is about to write these
+        for tag in ("loss/test", "accuracy/test"):
+            history.rows.get(step, {}).pop(tag, None)
+    return table, history

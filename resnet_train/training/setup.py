@@ -152,6 +152,7 @@ def build(config: Config) -> Run:
             multiply_adds=multiply_adds(state.model, dataset.image_size),
             dataset=config.dataset.name,
             images={"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
+            classes=list(dataset.classes),
             device=str(plan.device),
             hardware=environment.hardware(plan.device),
             precision=plan.precision,

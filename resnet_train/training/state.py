@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resnet_train.runs.console import printable
 from resnet_train.runs.summary import Score
 from resnet_train.training.optim import match_layout
 
@@ -30,16 +31,26 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str
     others: list[str] = []
     kept: list[str] = []
     for name in sorted(own.keys() | weights.keys()):
+        if name not in weights and name.endswith(".num_batches_tracked"):
+            continue  # older versions of PyTorch had none, and nothing here reads them
         if name not in weights or name not in own:
-            others.append(f"{name} is only in {'this network' if name in own else 'the other one'}")
+            others.append(f"{printable(name)} is only in {'this network' if name in own else 'the other one'}")
         elif own[name].shape != weights[name].shape:
             text = f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
             (kept if name.startswith("fc.") else others).append(text)
     if others:
-        raise ValueError(f"{others[0]}" + (f" (and {len(others) - 1} more)" if len(others) > 1 else ""))
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise ValueError(f"{others[0]}{more}{_stem_hint(own, weights) if len(others) == 1 else ''}")
     left = {text.partition(" ")[0] for text in kept}
     model.load_state_dict({**own, **{name: value for name, value in weights.items() if name not in left}}, strict=True)
     return kept
+
+
+def _stem_hint(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str:
+    """How to make the first convolution fit, where it is all that does not."""
+    stems = {3: "cifar", 7: "imagenet"}  # by the size of its kernel
+    sizes = [[0, *named["conv1.weight"].shape][-1] if "conv1.weight" in named else 0 for named in (own, weights)]
+    return f"; add model.stem={stems[sizes[1]]}" if set(sizes) == set(stems) else ""
 
 
 @dataclass

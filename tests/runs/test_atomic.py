@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from resnet_train.runs import atomic
-from resnet_train.runs.atomic import link_atomically, replacing, write_atomically
+from resnet_train.runs.atomic import (
+    link_atomically,
+    read_regular,
+    remove_leftovers,
+    replacing,
+    sync,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -47,10 +55,18 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         write_atomically(tmp_path / "missing" / "file", "new")
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / f".file.{os.getpid()}.tmp").write_text("left")
-    write_atomically(tmp_path / "file", "new")
-    assert ((tmp_path / "file").read_text(), names(tmp_path)) == ("new", ["file"])
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [".file.12.tmp", ".file.12-0123456789abcdef.tmp", ".other.12-0123456789abcdef.tmp", ".old.1.tmp"]
+    kept = [".file.tmp", ".file.12-x.tmp", "file.12.tmp", ".other.13.tmp"]
+    for name in [*left, *kept]:
+        (tmp_path / name).touch()
+    for name in (".other.12-0123456789abcdef.tmp", ".old.1.tmp"):
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".file.9.tmp").symlink_to(tmp_path / "precious")
+    remove_leftovers(tmp_path, own="file")
+    assert names(tmp_path) == sorted([*kept, "precious"])
+    remove_leftovers(tmp_path / "missing", own="file")
 
 
 def test_content_and_name_are_on_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +76,45 @@ def test_content_and_name_are_on_disk_when_it_returns(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), rename(old, new)))
     write_atomically(tmp_path / "file", "text")
-    assert order == [f"{tmp_path}/.file.{os.getpid()}.tmp", "replace", str(tmp_path)]
+    assert re.fullmatch(rf"{tmp_path}/\.file\.{os.getpid()}-[0-9a-f]{{16}}\.tmp", order.pop(0))
+    assert order == ["replace", str(tmp_path)]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_that_cannot_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """What SMB, FUSE and WSL answer, for folders at least; a broken disk is another matter."""
+
+    def fails(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "file", "new")
+
+
+def test_links_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    for name in ("file", "copy", "read"):
+        (tmp_path / name).symlink_to("precious")
+    write_atomically(tmp_path / "file", "new")
+    link_atomically(tmp_path / "file", tmp_path / "copy")
+    assert [(tmp_path / name).read_text() for name in ("precious", "file", "copy")] == ["mine", "new", "new"]
+    for use in (read_regular, sync):
+        with pytest.raises(OSError, match="it is a link, which is not followed; remove it"):
+            use(tmp_path / "read")
+
+
+def test_only_plain_files_of_a_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is not a regular file"):
+        read_regular(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(bytes(10))
+    assert read_regular(tmp_path / "file", limit=10) == bytes(10)
+    with pytest.raises(OSError, match="it has more than 9 bytes"):
+        read_regular(tmp_path / "file", limit=9)
 
 
 def test_a_link_is_another_name_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,6 @@ def test_a_link_is_not_followed(path: Path) -> None:
     target = path.with_name("precious")
     target.write_text("precious")
     path.symlink_to(target)
-    with pytest.raises(OSError, match="Too many levels of symbolic links"), hold(path):
+    with pytest.raises(OSError, match="it is a link, which is not followed"), hold(path):
         pass
     assert target.read_text() == "precious"

@@ -13,6 +13,8 @@ import pytest
 
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
+from resnet_train.runs.checkpoint import write_checkpoint
+from resnet_train.runs.checkpoint_file import FORMAT
 from resnet_train.runs.directory import Invocation, write_config
 from resnet_train.runs.resume import (
     CHANGEABLE,
@@ -149,16 +151,16 @@ def summary(status: str, **more: Any) -> Summary:
 
 
 def make_run(directory: Path, *, begun: int, saved: int | None = None, status: str | None = None) -> Path:
-    """A run that began, and saved a checkpoint, at seconds since 1970."""
+    """A run of one step that began, and saved the checkpoint after it, at seconds since 1970."""
     (directory / "checkpoints").mkdir(parents=True)
     Invocation([], []).write(directory)
     os.utime(directory / "invocation.json", (begun, begun))
     if saved is not None:
         path = directory / "checkpoints" / "step-00000001.pt"
-        path.touch()
+        write_checkpoint(path, {"format": FORMAT, "config": {"steps": 1}})
         os.utime(path, (saved, saved))
     if status is not None:
-        summary(status).write(directory)
+        summary(status, steps=1).write(directory)
     return directory
 
 
@@ -224,20 +226,47 @@ def test_what_is_no_run_to_continue(tmp_path: Path) -> None:
         assert str(caught.value) == message
 
 
+def test_a_run_is_found_by_its_checkpoints_alone(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "outputs" / "a", begun=1000, saved=2000)
+    (directory / "invocation.json").unlink()
+    assert find_directory("latest", tmp_path / "outputs") == find_directory(str(directory)) == directory
+
+
 # ----------------------------------------------------------------------------------------------------- finished already
 
 
 def test_a_run_is_over_when_it_finished_and_is_not_made_longer(tiny: Compose, tmp_path: Path) -> None:
-    config = tiny()
+    config = tiny("epochs=2")  # 13 steps
     assert finished_already(config, tmp_path) is None, "never begun"
     write_config(config, tmp_path)
     assert finished_already(config, tmp_path) is None, "begun"
     summary("interrupted").write(tmp_path)
     assert finished_already(config, tmp_path) is None
-    summary("finished").write(tmp_path)
-    found = finished_already(config, tmp_path)
-    assert found is not None
-    assert found.status == "finished"
+    result = summary("finished", steps=13, total_steps=13, images={"train": 200})
+    result.write(tmp_path)
+    assert finished_already(config, tmp_path) == replace(result, directory=str(tmp_path)), (
+        "its checkpoints were removed"
+    )
+    assert finished_already(replace(config, epochs=None, steps=13), tmp_path) is not None, "13 steps by another name"
     assert finished_already(replace(config, epochs=None, steps=99), tmp_path) is None, "made longer"
+    for steps in (7, 13):
+        checkpoint = {"format": FORMAT, "config": asdict(config)}
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        write_checkpoint(tmp_path / "checkpoints" / f"step-{steps:08d}.pt", checkpoint)
+        assert (finished_already(config, tmp_path) is not None) == (steps == 13), "its checkpoint has as many"
     with pytest.raises(ConfigError, match="would be another run"):
         finished_already(replace(config, seed=1), tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- strangers' files
+
+
+def test_escape_sequences_are_shown_and_not_sent(tiny: Compose, saved: dict[str, Any]) -> None:
+    """In the table of changes and in the line below it."""
+    changed = {**saved, "name": "a\x1b]0;title\x07", "seed": "\x9b2J\u202e\r\n", "\x1b[1mkey": 1}
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(changed, tiny(), Path("run"))
+    text = str(caught.value) + caught.value.details.replace("\n", "")
+    assert text.isprintable()
+    assert r"seed: saved \x9b2J\u202e\r\n, requested 0" in text
+    assert r"a\x1b]0;title\x07" in text

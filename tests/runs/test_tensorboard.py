@@ -11,11 +11,15 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServerAccumulator
@@ -25,6 +29,7 @@ from torchvision.transforms.functional import to_tensor
 from torchvision.utils import make_grid
 
 from resnet_train.config.run import Config
+from resnet_train.runs.history import History
 from resnet_train.runs.tensorboard import TensorBoard, hparams, image_grid
 
 Compose = Callable[..., Config]
@@ -58,15 +63,11 @@ def config(tiny: Compose) -> Config:
 
 @pytest.fixture
 def open_board(tmp_path: Path, config: Config) -> Callable[[int], TensorBoard]:
-    def opened(from_step: int) -> TensorBoard:
-        time.sleep(1 - time.time() % 1)  # event files are read in the order of their names: the second they begin in
-        return TensorBoard(tmp_path, config, from_step=from_step, metrics=("accuracy/val",))
-
-    return opened
+    return lambda from_step: TensorBoard(tmp_path, config, from_step=from_step)
 
 
 def test_numbers_can_be_read_while_the_run_trains(tmp_path: Path, config: Config) -> None:
-    board = TensorBoard(tmp_path, config, from_step=0, metrics=("accuracy/val",))
+    board = TensorBoard(tmp_path, config, from_step=0)
     for step in (5, 10):
         board.write(step, {"loss/train": step / 4, "lr": 0.5} | ({"accuracy/val": 0.75} if step == 10 else {}))
         assert [step for step, _ in scalars(tmp_path, "loss/train")] == list(range(5, step + 1, 5))
@@ -76,11 +77,19 @@ def test_numbers_can_be_read_while_the_run_trains(tmp_path: Path, config: Config
     board.close("interrupted")
 
 
-@pytest.mark.slow
-def test_a_resumed_run_shows_each_step_once(tmp_path: Path, open_board: Callable[[int], TensorBoard]) -> None:
-    """The second session repeats step 15, which the checkpoint did not have; the third goes back to step 5."""
+@pytest.mark.parametrize("clock", [1, -3600.0], ids=["goes on", "set back"])
+def test_a_resumed_run_shows_each_step_once(
+    tmp_path: Path, open_board: Callable[[int], TensorBoard], monkeypatch: pytest.MonkeyPatch, clock: float
+) -> None:
+    """The second session repeats step 15, which the checkpoint did not have; the third goes back to step 5.
+
+    Files are read in the order of their names, which is that of the sessions, also where the clock was set back.
+    """
     expected: list[tuple[int, float]] = []
+    begun = time.time_ns()
     for session, (from_step, steps) in enumerate([(0, (0, 5, 10, 15)), (12, (15, 20)), (5, (10,))]):
+        now = begun + int(clock * session * 1e9)
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
         board = open_board(from_step)
         for step in steps:
             board.write(step, {"loss/train": session})
@@ -94,12 +103,11 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path, open_board: Callable
 
 
 def test_the_configuration_is_there_as_text(tmp_path: Path, config: Config) -> None:
-    TensorBoard(tmp_path, config, from_step=0, metrics=()).close("interrupted")
+    TensorBoard(tmp_path, config, from_step=0).close("interrupted")
     (event,) = events(tmp_path).Tensors("config/text_summary")
-    lines = event.tensor_proto.string_val[0].decode().splitlines()
-    assert "    optim.lr: 0.25" in lines
-    assert "    dataset.augment.flip: True" in lines
-    assert "    clip_grad_norm: None" in lines
+    fence, *lines, end = event.tensor_proto.string_val[0].decode().splitlines()
+    assert (fence, end) == ("```yaml", "```"), "Markdown"
+    assert yaml.safe_load("\n".join(lines)) == asdict(config)
 
 
 def test_training_images_are_shown_as_they_look(tmp_path: Path, config: Config) -> None:
@@ -107,7 +115,7 @@ def test_training_images_are_shown_as_they_look(tmp_path: Path, config: Config) 
     pixels = torch.rand(70, 3, 6, 5, generator=torch.Generator().manual_seed(0))
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
     normalised = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    board = TensorBoard(tmp_path, config, from_step=0, metrics=())
+    board = TensorBoard(tmp_path, config, from_step=0)
     board.write_images(normalised, mean=mean, std=std)
     board.close("interrupted")
     (event,) = events(tmp_path).Images("augmented training images")
@@ -123,22 +131,20 @@ def test_a_grid_is_torchvisions(count: int, columns: int, gap: int) -> None:
 
 
 def test_the_hparams_tab_knows_a_run_from_its_beginning(tmp_path: Path, config: Config) -> None:
-    board = TensorBoard(tmp_path, config, from_step=0, metrics=("accuracy/val", "accuracy/test"))
+    board = TensorBoard(tmp_path, config, from_step=0)
     found = hparams_data(tmp_path)
-    assert found.keys() == {"experiment", "session_start_info"}
+    assert found.keys() == {"session_start_info"}, "with an experiment TensorBoard would look at no other run"
     start = found["session_start_info"].session_start_info.hparams
     assert start["optim.lr"].number_value == 0.25
     assert (start["model.name"].string_value, start["model.residual"].string_value) == (config.model.name, "true")
-    metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
-    assert metrics == ["accuracy/val", "accuracy/test"]
-    assert {info.name for info in found["experiment"].experiment.hparam_infos} == set(hparams(config))
+    assert set(start) == set(hparams(config))
     board.close("finished")
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 1), ("failed", None), ("interrupted", None)])
 def test_only_the_end_of_a_run_ends_its_session(tmp_path: Path, config: Config, status: str, code: int | None) -> None:
     """1 is success, 2 failure in the hparams plugin's api.proto; a run that was interrupted is resumed some day."""
-    TensorBoard(tmp_path, config, from_step=0, metrics=()).close(status)
+    TensorBoard(tmp_path, config, from_step=0).close(status)
     found = hparams_data(tmp_path).get("session_end_info")
     assert (found.session_end_info.status if found else None) == code
     if found:
@@ -192,7 +198,7 @@ def eventually(look: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any
 def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) -> None:
     logdir = tmp_path / "logs"
     (logdir / "run").mkdir(parents=True)
-    board = TensorBoard(logdir / "run", config, from_step=0, metrics=("accuracy/val",))
+    board = TensorBoard(logdir / "run", config, from_step=0)
     board.write(5, {"loss/train": 0.5})
     board.write(10, {"loss/train": 0.25, "accuracy/val": 0.75})
     with server(logdir, tmp_path / "server.log") as address:
@@ -208,7 +214,14 @@ def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) ->
         (group,) = get(f"{address}/data/plugin/hparams/session_groups", query)["sessionGroups"]
         assert group["hparams"]["optim.lr"] == 0.25
         assert group["hparams"]["model.name"] == config.model.name
-        assert [(value["name"]["tag"], value["value"]) for value in group["metricValues"]] == [("accuracy/val", 0.75)]
+        metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+        assert metrics == {"accuracy/val": 0.75, "loss/train": 0.25}
+        (category,) = get(f"{address}/data/plugin/custom_scalars/layout")["category"]
+        assert [chart["title"] for chart in category["chart"]] == ["loss", "accuracy"]
+        for chart, tags in zip(category["chart"], (["loss/train"], ["accuracy/val"]), strict=True):
+            (tag,) = chart["multiline"]["tag"]
+            shown = get(f"{address}/data/plugin/custom_scalars/scalars?run=run&tag={quote(tag)}")
+            assert list(shown["tag_to_events"]) == tags
         assert [session["status"] for session in group["sessions"]] == ["STATUS_UNKNOWN"]  # TensorBoard's for no end
         board.close("finished")
         query["allowedStatuses"] = ["STATUS_SUCCESS"]
@@ -216,3 +229,62 @@ def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) ->
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert groups[0]["hparams"] == group["hparams"]
+
+
+def test_a_server_puts_first_in_what_runs_differ(tmp_path: Path, config: Config) -> None:
+    """Also a key that only one of them has."""
+    logdir = tmp_path / "logs"
+    for seed, lr, ema in ((0, 0.1, None), (1, 0.1, None), (1, 0.2, 0.9)):
+        (logdir / f"{seed}-{lr}").mkdir(parents=True)
+        changed = replace(config, seed=seed, optim=replace(config.optim, lr=lr), ema_decay=ema)
+        board = TensorBoard(logdir / f"{seed}-{lr}", changed, from_step=0)
+        board.write(5, {"accuracy/test": 0.5})
+        board.close("finished")
+    with server(logdir, tmp_path / "server.log") as address:
+        deadline = time.monotonic() + 60
+        while len(get(f"{address}/data/plugin/scalars/tags")) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        infos = get(f"{address}/data/plugin/hparams/experiment", {"experimentName": ""})["hparamInfos"]
+        assert len(infos) == len(hparams(config)) + 1
+        assert {info["name"] for info in infos[:2]} == {"seed", "optim.lr"}
+        assert [info.get("differs", False) for info in infos] == [True] * 2 + [False] * (len(infos) - 2)
+
+
+# ------------------------------------------------------------------------------------------------ events that were lost
+
+
+def spoil(path: Path, how: str) -> None:
+    """What a power failure leaves of a file that was not synced."""
+    whole = path.read_bytes()
+    match how:
+        case "removed":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(whole[: len(whole) * 2 // 3])
+        case "zeros":
+            path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+
+
+@pytest.mark.parametrize("how", ["whole", "removed", "empty", "truncated", "zeros"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_was_lost_is_written_anew(tmp_path: Path, config: Config, how: str, which: int) -> None:
+    measured = History()
+    for from_step, steps in ((0, range(5, 40, 5)), (20, range(25, 60, 5))):
+        before = History.of(measured.state_dict(), steps=from_step)
+        board = TensorBoard(tmp_path, config, from_step=from_step, measured=before)
+        for step in steps:
+            board.write(step, {"loss/train": 1 / step, "throughput/images_per_second": step})
+            measured.add(step, {"loss/train": 1 / step, "throughput/images_per_second": step}, at=1e9 + step)
+        board.close("interrupted")
+    spoil(sorted(tmp_path.glob("events*"))[which], how)
+    board = TensorBoard(tmp_path, config, from_step=40, measured=History.of(measured.state_dict(), steps=40))
+    board.write(45, {"loss/train": 9.0})
+    board.close("interrupted")
+    expected = [(step, np.float32(1 / step)) for step in range(5, 45, 5)] + [(45, 9.0)]
+    assert scalars(tmp_path, "loss/train") == scalars_of_the_server(tmp_path, "loss/train") == expected
+    assert [step for step, _ in scalars(tmp_path, "throughput/images_per_second")] == list(range(5, 45, 5))
+    times = [event.wall_time for event in events(tmp_path).Scalars("loss/train")][:-1]
+    assert (times == [1e9 + step for step in range(5, 45, 5)]) == (how != "whole")
+    assert len(events(tmp_path).Tensors("config/text_summary")) == 1

@@ -29,6 +29,7 @@ def test_a_run_is_what_the_configuration_says(tiny: Tiny) -> None:
     assert run.state.step == 0
     assert run.state.ema is not None
     assert run.facts.images == {"train": 160, "val": 40, "test": 50}
+    assert run.facts.classes == list(run.classes)
     assert (run.facts.kernels, run.facts.precision, run.facts.seed) == ("plain", "fp32", 3)
     assert run.facts.parameters == sum(parameter.numel() for parameter in run.state.model.parameters())
     assert run.lr_schedule(0) == pytest.approx(0.1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from resnet_train.config.run import Config
 from resnet_train.runs import environment
-from resnet_train.runs.checkpoint import FORMAT, Checkpoints
+from resnet_train.runs.checkpoint import Checkpoints
+from resnet_train.runs.checkpoint_file import FORMAT
 from resnet_train.seeding import set_deterministic
 from resnet_train.training.loop import at_rest, evaluate_split, keep_memory
 from resnet_train.training.setup import build, build_step_options
