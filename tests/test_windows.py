@@ -20,8 +20,8 @@ LACKING = os.pathsep.join([str(ROOT / "tests" / "windows"), str(ROOT), *filter(N
 PROGRAM = (sys.executable, "-m", "resnet_train")
 # Tests that need what is not there themselves: signals, limits of a process, terminals.
 POSIX_MODULES = (
-    *("tests/cli/test_main.py", "tests/runs/test_checkpoint.py", "tests/runs/test_interrupt.py"),
-    *("tests/runs/test_lock.py", "tests/training/test_session.py"),
+    *("tests/cli/test_launchers.py", "tests/cli/test_main.py", "tests/runs/test_checkpoint.py"),
+    *("tests/runs/test_interrupt.py", "tests/runs/test_lock.py", "tests/training/test_session.py"),
 )
 POSIX_TESTS = (
     "tests/runs/test_environment.py::test_the_machine",  # the peak of the memory is not known without resource

@@ -131,9 +131,7 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lock]:
 
 
 def _acquire(path: Path) -> Lock:
-    # Not through a link: what it leads to would be overwritten.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(regular_file(path, flags), "r+b", buffering=0)
+    file = open(path, "ab+", buffering=0, opener=regular_file)  # noqa: SIM115 (closed when it is released)
     try:
         given = _lock(file)
         before = _read(path)
@@ -202,7 +200,7 @@ def _renewed(path: Path) -> int:
 
 
 def _read(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular_file) as file:
         return file.read(4096)
 
 
@@ -211,7 +209,6 @@ def _write(file: BinaryIO) -> bytes:
     holder = Holder(os.getpid(), socket.gethostname(), _start_of(os.getpid()), secrets.token_hex(16))
     record = json.dumps(asdict(holder)).encode() + b"\n"
     file.truncate(0)
-    file.seek(0)
     with suppress(OSError):
         if file.write(record) == len(record):
             return record

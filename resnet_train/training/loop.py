@@ -72,10 +72,10 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
             if signum is None:
                 score_best(run, session)
                 check_result(run)
+        session.lock.check()
         session.sync()
         status = "finished" if signum is None else "interrupted"
         summary = summarise(run, session, status)
-        session.lock.check()
         summary.write(directory)
         if signum is None:
             return summary

@@ -109,11 +109,11 @@ def test_a_run(program: tuple[str, ...] | str, shell: Shell) -> None:
 @pytest.mark.slow
 def test_programs_that_are_not_on_the_path_are_printed_with_their_interpreter(shell: Shell) -> None:
     """As of uv tool and pipx, and of an environment that is not active."""
-    for arguments in (["hydra.run.dir=run"], ["-m", "hydra.sweep.dir=run"]):
-        code, out, _ = shell.call(*TINY, "epochs=1", *arguments, PATH=str(shell.folder))
-        assert code == 0
+    for arguments in (["hydra.run.dir=run"], ["-m", "hydra.sweep.dir=run-s"]):
+        code, out, err = shell.call(*TINY, "epochs=1", *arguments, PATH=str(shell.folder))
+        assert code == 0, err
         python = re.escape(str(Path(sys.executable).with_name("python"))) + "[\\d.]*"
-        assert re.search(rf"^ *{python} -m tensorboard.main --logdir {shell.folder}/run$", out, re.M)
+        assert re.search(rf"^ *{python} -m tensorboard.main --logdir {shell.folder}/run(-s)?$", out, re.M)
         assert re.search(rf"^  {python} -m resnet_train resume={shell.folder}/run", out, re.M)
     code, out, _ = shell.call("--version", program=(sys.executable, "-m", "tensorboard.main"))
     assert code == 0
