@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -25,11 +25,13 @@ from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.lock import hold
 from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Summary
 
 logger = logging.getLogger(__name__)
 
+JOB_LOCK = ".job.lock"  # in the directory of a job that runs in a process of its own
 STOPPED = ".stopped"  # in a sweep's directory: no job is to begin
 
 
@@ -83,7 +85,7 @@ class Job:
             raise RunError("the sweep was stopped before this job")
         try:
             directory, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-            with directories.log_file(directory):
+            with directories.log_file(directory), self.alone(directory):
                 if not is_run(directory):
                     Invocation(self.flags, overrides).write(directory)
                 config = to_config(composed)
@@ -98,6 +100,10 @@ class Job:
                 if self.failures_left == 0:
                     raise TooManyFailures from None
             raise
+
+    def alone(self, directory: Path) -> AbstractContextManager[object]:
+        """Wait for an equal job, as a sampler in parallel may draw it twice: the second finds the first's result."""
+        return nullcontext() if self.stop is not None else hold(directory / JOB_LOCK, wait=True)
 
 
 def check_inputs(config: Config) -> None:

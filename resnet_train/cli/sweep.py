@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,10 +76,10 @@ def sweep(request: Request, train: Train) -> int:
             path.touch()
         forward(signum)
 
-    with StopSignal(forward=spread) as stop:
+    with StopSignal(forward=spread) as stop, ExitStack() as stack:
         jobs, hydra, overrides = plan(request, options, stop)
         directory = sweep_directory(options, request, Path(hydra.sweep.dir))
-        directory.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(directories.lock(directory, kind="sweep"))
         marker.append(directory / STOPPED)
         marker[0].unlink(missing_ok=True)
         job = Job(

@@ -84,8 +84,10 @@ class _File(logging.FileHandler):
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[Lock]:
+def lock(directory: Path, *, kind: str = "run") -> Iterator[Lock]:
     """Keep every other process out of ``directory``; raises `ConfigError` that names the one which is in it.
+
+    ``kind``: run or sweep, whose directory it is.
 
     The operating system gives the lock back when a process ends, however it ends.
     """
@@ -95,8 +97,8 @@ def lock(directory: Path) -> Iterator[Lock]:
             held = stack.enter_context(hold(directory / LOCK))
         except Held as holder:
             raise ConfigError(
-                f"the run directory {directory} is in use by {holder}; wait for it, stop it, or choose another "
-                f"directory with hydra.run.dir=FOLDER"
+                f"the {kind} directory {directory} is in use by {holder}; wait for it, stop it, or choose another "
+                f"directory with hydra.{kind}.dir=FOLDER"
             ) from None
         except OSError as error:
             raise _unwritable(directory, error) from error

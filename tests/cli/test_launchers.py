@@ -146,3 +146,12 @@ def test_a_signal_in_the_last_evaluation_ends_the_sweep(shell: Shell) -> None:
     out, _ = started.communicate(timeout=120)
     assert started.returncode == 130
     assert len(shell.table(out)) == 1, "no other job has begun"
+
+
+@pytest.mark.slow
+def test_equal_samples_share_one_run(shell: Shell) -> None:
+    sweep = ("-m", "epochs=1", "optim.lr=choice(0.1)", "hydra/sweeper=optuna", "hydra/launcher=joblib", "sweep=equal")
+    code, out, err = shell.call(*TINY, *sweep, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    assert code == 0, err
+    assert len(shell.table(out)) == 1
+    assert "finished" in shell.table(out)[0]

@@ -189,3 +189,23 @@ def test_names_of_jobs(tmp_path: Path) -> None:
     assert job_name("quick", task, "digest of this", str(tmp_path), "seed") == f"quick-{name[-8:]}", (
         "as it was called before"
     )
+
+
+@pytest.mark.slow
+def test_a_second_sweep_of_one_name_is_refused_at_once(shell: Shell) -> None:
+    sweep = (*TINY, "-m", "epochs=null", "steps=100000", "checkpoint.every=50steps", "seed=0,1", "sweep=one")
+    first = shell.start(*sweep, stdout=subprocess.DEVNULL, stderr=None)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(shell.folder.rglob("step-00000050.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        code, _, err = shell.call(*sweep)
+        assert code == 2
+        assert re.fullmatch(
+            r"resnet-train: the sweep directory .*/outputs/sweeps/one is in use by process \d+ on .*; wait for it, "
+            r"stop it, or choose another directory with hydra\.sweep\.dir=FOLDER\n",
+            err,
+        )
+    finally:
+        first.kill()
+        first.wait()
