@@ -42,7 +42,7 @@ def run(
 
     Raises:
         ConfigError: ``config`` does not fit the data, the machine and its memory, or the run that ``directory`` holds;
-            or another run is going on in this process.
+            or there is another run in this process.
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """

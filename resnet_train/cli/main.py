@@ -51,7 +51,7 @@ def main(arguments: Sequence[str], train: Train) -> int:
     except SystemExit as ended:  # Hydra's own: --hydra-help, completion
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     except Exception as error:
-        if ctrl_c.pressed:  # what came of it in a library
+        if ctrl_c.pressed:  # whatever a library made of it
             print("interrupted", file=sys.stderr)
             return 130
         return fail(PROGRAM, error)

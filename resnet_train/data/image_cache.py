@@ -20,7 +20,7 @@ from resnet_train.config.paths import expanded, user_cache
 from resnet_train.data.decode import UnreadableImage, decode
 from resnet_train.data.files import ImageFiles, locked
 from resnet_train.errors import ConfigError
-from resnet_train.runs.atomic import replace
+from resnet_train.runs.atomic import replace, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -219,9 +219,4 @@ def read_sums(cache: Path, files: ImageFiles) -> NDArray[np.uint8]:
 
 def write_sums(cache: Path, sums: Sequence[bytes]) -> None:
     """Keep ``sums`` beside a cache file, atomically."""
-    part = cache.with_name(f".{cache.stem}.{os.getpid()}.sums")
-    try:
-        part.write_bytes(b"".join(sums))
-        part.replace(cache.with_suffix(".sums"))
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(cache.with_suffix(".sums"), b"".join(sums))

@@ -40,7 +40,7 @@ def has_batch_norm_and_relu(module: nn.Module) -> bool:
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that can go on to the ReLU behind it. Backends override `norm_relu`."""
+    """A batch norm that can take the ReLU behind it along. Backends override `norm_relu`."""
 
     def norm_relu(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``relu(norm(x) + shortcut)``, all ``(N, C, H, W)``: here one operation after another, as PyTorch has them."""

@@ -77,7 +77,7 @@ def test_a_sweep(shell: Shell) -> None:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Overrides of each job, and what its table of metrics came to."""
+    """Overrides of each job, and its table of metrics."""
     return {
         " ".join(json.loads((job / "invocation.json").read_text())["overrides"]): (job / "metrics.csv").read_text()
         for job in (folder / "outputs/sweeps/seeds").iterdir()

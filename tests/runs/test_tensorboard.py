@@ -77,7 +77,7 @@ def test_numbers_can_be_read_while_the_run_trains(tmp_path: Path, config: Config
     board.close("interrupted")
 
 
-@pytest.mark.parametrize("clock", [1, -3600.0], ids=["goes on", "set back"])
+@pytest.mark.parametrize("clock", [1, -3600.0], ids=["runs on", "set back"])
 def test_a_resumed_run_shows_each_step_once(
     tmp_path: Path, open_board: Callable[[int], TensorBoard], monkeypatch: pytest.MonkeyPatch, clock: float
 ) -> None:

@@ -25,7 +25,7 @@ COLOURS = {"cats": (200, 40, 40), "dogs": (40, 40, 200)}
 
 
 def write_image(path: Path, colour: tuple[int, int, int], number: int) -> None:
-    """A picture of one colour with a mark that tells it from all others."""
+    """An image of one colour with a mark that tells it from all others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((8, 8, 3), colour, np.uint8)
     pixels[0, 0] = (number, number // 256, 255)

@@ -210,7 +210,7 @@ def test_a_run_that_goes_on_as_it_was_writes_no_checkpoint_first(
     "more", [("epochs=null", "steps=4000"), ("epochs=null", "steps=4000", "optim.lr=0.05", "resume_force=true")]
 )
 def test_a_finished_run_is_made_longer_and_killed(shell: Shell, more: tuple[str, ...]) -> None:
-    """By ``kill -9`` before its first new checkpoint; the same command goes on, and so does ``resume=latest``."""
+    """By ``kill -9`` before its first new checkpoint; the same command continues, and so does ``resume=latest``."""
     assert shell.call(*TINY, "epochs=null", "steps=8", "hydra.run.dir=outputs/run")[0] == 0
     started = shell.start("resume=outputs/run", *more, "checkpoint.every=3000steps", "log_every=1")
     table = shell.folder / "outputs/run/metrics.csv"
