@@ -53,12 +53,12 @@ def run(
     from resnet_train.runs.console import shell_quote, shown_in_a_notebook
     from resnet_train.runs.directory import create, lock, log_file
     from resnet_train.runs.memory import check_memory
-    from resnet_train.runs.resume import finished_already
+    from resnet_train.runs.resume import find_directory, finished_already
 
     with alone():
         check_memory(config)
         if directory is None and config.resume:
-            directory = Path(config.resume)
+            directory = find_directory(config.resume)
         if directory is None:
             now = datetime.now()
             directory = create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")

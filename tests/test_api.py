@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import resnet_train
+from resnet_train.errors import ConfigError
 from tests.conftest import TINY, Shell
 
 
@@ -38,3 +39,24 @@ def test_a_run_from_python_is_continued_from_a_shell(
     code, out, err = shell.call(f"resume={summary.directory}", "epochs=2")
     assert (code, err) == (0, "")
     assert re.search(r"^epoch 2/2, ", out, re.M)
+
+
+@pytest.mark.slow
+def test_a_run_is_continued_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = resnet_train.run(resnet_train.load_config([*TINY, "epochs=1", "seed=7"]))
+    config = resnet_train.load_config([f"resume={first.directory}", "epochs=2"])
+    assert (config.seed, config.batch_size, config.epochs) == (7, 32, 2)
+    second = resnet_train.run(config)
+    assert (second.directory, second.sessions, second.status) == (first.directory, 2, "finished")
+
+
+@pytest.mark.parametrize("name", ["latest", "nowhere"])
+def test_nothing_begins_from_scratch_in_silence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resnet_train.load_config([*TINY, "epochs=1"])
+    config.resume = name
+    for ask in (lambda: resnet_train.load_config([*TINY, f"resume={name}"]), lambda: resnet_train.run(config)):
+        with pytest.raises(ConfigError, match="resume"):
+            ask()
+    assert list(tmp_path.iterdir()) == []

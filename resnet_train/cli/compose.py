@@ -20,13 +20,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_train.cli.explain import natural, unknown_key_message
-from resnet_train.cli.overrides import PROGRAM, Request, key_of, parse, quoted, without
+from resnet_train.cli.overrides import PROGRAM, Request, key_of, parse, quoted, unquoted, values_of, without
 from resnet_train.config.dataset import CifarConfig
 from resnet_train.config.run import Config
 from resnet_train.config.store import SCHEMA, config_folder, options_of, register_schema, unknown_keys
 from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs.console import shell_quote
+from resnet_train.runs.resume import find_directory
+from resnet_train.runs.saved import saved_config
 
 GROUPS = ("model", "dataset", "optim", "schedule")
 VERSION_BASE = "1.3"  # of Hydra's behaviour
@@ -44,10 +46,19 @@ class Composed:
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """The configuration that ``resnet-train`` makes of the same overrides, e.g. ``["model=resnet18", "epochs=30"]``.
 
+    With ``resume=RUN`` that of the saved run, with the other overrides laid over it; `run` continues there then.
     Raises `ConfigError` for keys, types and values that cannot be; Hydra's errors pass through.
     """
     request = parse(list(overrides))
-    return compose(request).config
+    asked = values_of(request.overrides, "resume")
+    if not asked or asked[-1] == "null":
+        return compose(request).config
+    directory = find_directory(unquoted(asked[-1]))
+    request = request.with_overrides(without(request.overrides, "resume"))
+    saved = saved_config(directory)
+    config = (compose(request) if saved is None else compose_saved(request, saved)).config
+    config.resume = str(directory)
+    return config
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from resnet_train.config.dataset import AugmentConfig
 from resnet_train.config.run import CheckpointConfig, Config
 from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
-from resnet_train.runs.console import shell_quote
+from resnet_train.runs.console import printable, shell_quote
 
 
 def is_config_error(error: Exception) -> bool:
@@ -37,11 +37,6 @@ def is_config_error(error: Exception) -> bool:
 def explain(error: Exception) -> str:
     """One line: what was expected, what was given, what fixes it."""
     return printable(_explain(error))
-
-
-def printable(text: str) -> str:
-    """With what a terminal would obey or break a line at (line feeds, escapes) written out, as in ``repr``."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _explain(error: Exception) -> str:

@@ -7,11 +7,13 @@ ever replaced.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 
 from resnet_train.cli.compose import load_config
 from resnet_train.cli.job import Train, console_log
-from resnet_train.cli.main import main
+from resnet_train.cli.main import fail, main
+from resnet_train.cli.overrides import PROGRAM
 from resnet_train.config.dataset import CifarConfig
 from resnet_train.data.available import check_available
 from resnet_train.data.cifar import archive_of, obtain
@@ -24,7 +26,13 @@ TIMEOUT_SECONDS = 10.0  # without a byte, for each mirror: a first run should no
 
 def first_run(train: Train) -> int:
     """Run it and return the exit code."""
-    overrides, note = choose()
+    try:
+        overrides, note = choose()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return fail(PROGRAM, error)
     if note:
         print(note, flush=True)
     code = main(overrides, train)

@@ -132,10 +132,9 @@ def run(request: Request, train: Train) -> int:
     check_inputs(composed.config)
     fixed = values_of(overrides, "hydra.run.dir")
     wanted = Path(composed.hydra.run.dir)
-    if fixed and wanted.is_dir() and any(path.name != directories.LOCK for path in wanted.iterdir()):
+    if fixed and directories.is_foreign(wanted):
         raise ConfigError(f"hydra.run.dir: expected a new or empty folder, or a run's, got {wanted}; choose another")
-    made = not wanted.exists()
-    directory = wanted.absolute() if fixed else directories.create(wanted)
+    directory, made = (wanted.absolute(), make(wanted)) if fixed else (directories.create(wanted), True)
     try:
         _train(request, overrides, composed.config, directory, train)
     except ConfigError:
@@ -147,6 +146,15 @@ def run(request: Request, train: Train) -> int:
                     directory.parent.parent.rmdir()
         raise
     return 0
+
+
+def make(directory: Path) -> bool:
+    """Whether ``directory`` was made now, and by this process; what cannot be made is told later."""
+    try:
+        directory.mkdir(parents=True)
+        return True
+    except OSError:
+        return False
 
 
 def _resume(request: Request, directory: Path, train: Train) -> int:

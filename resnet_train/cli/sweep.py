@@ -162,8 +162,8 @@ def sweep_directory(options: SweepOptions, request: Request, default: Path) -> P
         return Path("outputs", "sweeps", options.name).absolute()
     if not values_of(request.overrides, "hydra.sweep.dir"):
         return directories.create(default)
-    foreign = default.is_dir() and any(default.iterdir()) and not any(default.glob(f"*/{directories.INVOCATION}"))
-    if foreign and not (default / "multirun.yaml").exists():
+    ours = any(default.glob(f"*/{directories.INVOCATION}")) or (default / "multirun.yaml").exists()
+    if not ours and directories.is_foreign(default):
         raise ConfigError(
             f"hydra.sweep.dir: expected a new or empty folder or that of a sweep, got {default}; choose another"
         )

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resnet_train.cli.explain import printable
 from resnet_train.cli.overrides import key_of, value_of
+from resnet_train.runs.console import printable
 from resnet_train.runs.summary import Summary
 
 

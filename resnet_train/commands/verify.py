@@ -63,6 +63,9 @@ def main() -> None:
         seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
         print(f"{config.model.name} on {note}, {arguments.steps} steps; kills drawn with --seed {seed}", flush=True)
         survived = verify(overrides, steps=arguments.steps, runs=arguments.runs, kills=arguments.kills, seed=seed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         sys.exit(fail("resnet-verify", error))
     print(f"{survived} of {arguments.runs} killed runs ended bit for bit like the undisturbed one")

@@ -118,9 +118,10 @@ def check_dataset(dataset: DatasetConfig) -> None:
         checks.number("dataset.image_size", dataset.image_size, at_least=4, at_most=MAX_IMAGE_SIZE)
         image_size = dataset.image_size
     if isinstance(dataset, CifarConfig | FashionMNISTConfig) and not dataset.root:
+        variable = "RESNET_TRAIN_DATA" if isinstance(dataset, CifarConfig) else "RESNET_TRAIN_FASHION_MNIST"
         raise ConfigError(
             f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
-            f"nothing; add dataset.root=FOLDER, or unset RESNET_TRAIN_DATA where it is empty"
+            f"nothing; add dataset.root=FOLDER, or unset {variable} where it is empty"
         )
     if isinstance(dataset, ImageFolderConfig) and not dataset.root:
         raise ConfigError(

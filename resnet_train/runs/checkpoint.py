@@ -10,7 +10,6 @@ import errno
 import io
 import logging
 import os
-import pickle
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -51,8 +50,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         read_declared(file)
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CorruptCheckpoint(str(error).splitlines()[0]) from error
+    except Exception as error:  # torch's unpickler calls functions with what the file holds: they may raise anything
+        raise CorruptCheckpoint((str(error).splitlines() or [type(error).__name__])[0]) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CorruptCheckpoint(f"its format is {found!r}, expected {FORMAT}")
@@ -139,10 +138,6 @@ class Checkpoints:
                     raise
                 logger.warning("cannot write the checkpoint %s: %s; trying once more", path, error)
                 time.sleep(seconds)
-
-    def exist(self) -> bool:
-        """Whether there is any checkpoint, whole or not."""
-        return bool(self._candidates())
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint with the most steps that is whole; None where there is none at all.

@@ -64,7 +64,9 @@ def check_same_data(content: Mapping[str, Any], data: DataIdentity, config: Conf
     if "data" in content:
         found = differences(content["data"], data)
     else:
-        found = class_differences(content.get("classes", data.classes), data.classes)
+        classes = content.get("classes", data.classes)
+        named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+        found = class_differences(classes if named else (), data.classes)
         if isinstance(dataset, ImageFolderConfig) and (dataset.val_size or dataset.train_size is not None):
             found.append("version 0.1.0 drew the images that are held out in another way: some would be trained on")
     if found and not config.resume_force:
@@ -76,8 +78,10 @@ def check_same_data(content: Mapping[str, Any], data: DataIdentity, config: Conf
     return found
 
 
-def differences(saved: Mapping[str, Any], found: DataIdentity) -> list[str]:
+def differences(saved: Any, found: DataIdentity) -> list[str]:
     """What tells the data of a checkpoint (`DataIdentity.plain`) from those that were found; empty if nothing does."""
+    if not _is_plain(saved):
+        return ["what the checkpoint says of its data is corrupt"]
     if saved["digest"] == found.digest:
         return []
     texts = class_differences(saved["classes"], found.classes)
@@ -87,6 +91,18 @@ def differences(saved: Mapping[str, Any], found: DataIdentity) -> list[str]:
             text = counted(_images(saved["entries"].get(place)), _images(found.entries.get(place)))
             texts += [f"{place}: {text}"] if text else []
     return texts or ["other images"]
+
+
+def _is_plain(saved: Any) -> bool:
+    """Whether this is of `DataIdentity.plain`: a checkpoint may come from a stranger."""
+    return (
+        isinstance(saved, dict)
+        and isinstance(saved.get("digest"), str)
+        and isinstance(saved.get("classes"), list)
+        and all(isinstance(name, str) for name in saved["classes"])
+        and isinstance(saved.get("entries"), dict)
+        and all(isinstance(part, str) for item in saved["entries"].items() for part in item)
+    )
 
 
 def class_differences(saved: Sequence[str], found: Sequence[str]) -> list[str]:

@@ -57,6 +57,12 @@ def create(wanted: Path) -> Path:
         ) from error
 
 
+def is_foreign(directory: Path) -> bool:
+    """Whether somebody else's files lie in ``directory``, not only what a run leaves that ends before it begins."""
+    early = {LOCK, LOG, INVOCATION}
+    return directory.is_dir() and any(path.name not in early for path in directory.iterdir())
+
+
 def _unwritable(directory: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with "

@@ -130,6 +130,19 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lock]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file ``path`` now; a file that is not there is not made."""
+    if not path.is_file():
+        return False
+    try:
+        with hold(path):
+            return False
+    except Held:
+        return True
+    except OSError:
+        return False
+
+
 def _acquire(path: Path) -> Lock:
     file = open(path, "ab+", buffering=0, opener=regular_file)  # noqa: SIM115 (closed when it is released)
     try:
@@ -222,7 +235,7 @@ def _parse(record: bytes) -> Holder | None:
         found = json.loads(record)
         host = "".join(filter(str.isprintable, str(found["host"])))[:100]
         return Holder(int(found["process"]), host, found["started"], str(found["token"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

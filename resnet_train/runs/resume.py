@@ -1,9 +1,9 @@
 """What happens at resume, in this order. Needs no torch until a checkpoint is read.
 
-1. The directory is found: the one that ``resume=`` names, or the newest unfinished one for ``resume=latest``
-   (`find_directory`).
+1. The directory is found: the one that ``resume=`` or ``hydra.run.dir=`` names, or for ``resume=latest`` the newest
+   one that is unfinished and in which no process is (`find_directory`).
 2. The resolved configuration in the newest whole checkpoint is read as data; ``config.yaml`` counts only where there is
-   no checkpoint yet (`saved.saved_config`). The command line lays its overrides over it. Interpolations were resolved
+   none (`saved.saved_config`). The command line lays its overrides over it. Interpolations were resolved
    when the run began and are not resolved again.
 3. The result is compared with what was saved. Each key that differs is named, and refused unless it is in `CHANGEABLE`
    or ``resume_force=true`` lets it through (`check_same_run`).
@@ -15,12 +15,11 @@
    by class and image by image (`check_same_data`); the precision of this machine has to be the saved one, its kernels
    may differ, which is said (`choose_checkpoint`).
 7. What was forced is written down, with the step, beside what earlier sessions forced (`Resumed.forced`).
-8. Where the configuration is another one now, a checkpoint of the same step is written with it, before anything else:
+8. The checkpoint is loaded (`training.restore`). Nothing but the lock and the log was written until here.
+9. Where the configuration is another one now, a checkpoint of the same step is written with it, before anything else:
    what a run is and how far it is changes in one step (`training.session`). ``config.yaml``, ``invocation.json``,
    ``metrics.csv`` and the event files are copies of what the checkpoint holds, and are made whole again.
-
-What follows is training's: `training.restore` loads the checkpoint, `training.report` announces the notices. Nothing in
-the directory is changed before all of this has succeeded.
+10. What has changed is announced, then the header (`training.report`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.console import printable
 from resnet_train.runs.data_identity import DataIdentity, check_same_data
-from resnet_train.runs.directory import CONFIG, INVOCATION, is_run, lasting
+from resnet_train.runs.directory import CONFIG, INVOCATION, LOCK, is_run, lasting
+from resnet_train.runs.lock import is_held
 from resnet_train.runs.saved import Notice, broken_copies, is_over, saved_config
 from resnet_train.runs.summary import Summary, read_summary
 
@@ -102,7 +102,7 @@ def latest(outputs: Path) -> Path:
     patterns = (CONFIG, INVOCATION, "checkpoints/step-*.pt")
     found = {path.parent for name in patterns for path in outputs.glob(f"**/{name}")}
     for directory in {path.parent if path.name == "checkpoints" else path for path in found}:
-        if not is_over(directory):
+        if not is_over(directory) and not is_held(directory / LOCK):
             files = [directory / CONFIG, directory / INVOCATION, *directory.glob("checkpoints/step-*.pt")]
             unfinished.append((max((file.stat().st_mtime for file in files if file.exists()), default=0.0), directory))
     if not unfinished:

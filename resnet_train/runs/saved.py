@@ -123,5 +123,5 @@ def _length(config: dict[str, Any], summary: Summary) -> int | None:
         if config["steps"] is not None:
             return int(config["steps"])
         return to_steps(config["epochs"], Fraction(summary.images["train"], config["batch_size"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None

@@ -29,7 +29,7 @@ from resnet_train.training.plan import Plan
 from resnet_train.training.report import announce, log_line, summarise
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
-from resnet_train.training.step import allow_tf32, evaluate, health
+from resnet_train.training.step import Health, allow_tf32, evaluate, health
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,10 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
                 check_result(run)
         session.lock.check()
         session.sync()
-        status = "finished" if signum is None else "interrupted"
-        summary = summarise(run, session, status)
+        ended = "finished" if signum is None else "interrupted"
+        summary = summarise(run, session, ended)
         summary.write(directory)
+        status = ended
         if signum is None:
             return summary
         logger.info(
@@ -115,7 +116,7 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
             metrics.add(output)
             progress.advance()
             if run.plan.compiled and step == first:
-                leave_compilation_out(metrics, clock, state.step)
+                leave_compilation_out(metrics, clock, state.step, health(state, output))
             due = run.timetable.due(state.step, stop.signum)
             if not (due.anything or watching(run, progress)):
                 continue
@@ -165,9 +166,9 @@ def at_rest() -> Iterator[None]:
         gc.unfreeze()
 
 
-def leave_compilation_out(metrics: TrainMetrics, clock: Clock, step: int) -> None:
+def leave_compilation_out(metrics: TrainMetrics, clock: Clock, step: int, found: Health) -> None:
     """Wait for the first step, which compiles, and leave its time out."""
-    metrics.read(step)
+    metrics.read(step, found)
     logger.info("first step, with compilation, in %.1f s: left out of the training time", clock.discard())
 
 

@@ -256,6 +256,7 @@ def test_latest_is_the_newest_unfinished_run(shell: Shell) -> None:
     assert shell.call(*TINY, "epochs=1")[0] == 0
     started = shell.start(*TINY, *LONG, "hydra.run.dir=outputs/a/b")
     shell.wait_for("outputs/a/b/checkpoints/step-00000050.pt", started)
+    assert shell.call("resume=latest")[0] == 2, "one that runs is passed over"
     started.send_signal(signal.SIGINT)
     started.communicate(timeout=60)
     code, out, err = shell.call("resume=latest", "steps=1500", "log_every=500")
@@ -364,3 +365,22 @@ def test_a_run_outlives_the_run_that_it_began_with(shell: Shell) -> None:
     code, out, err = shell.call("resume=second", "epochs=2")
     assert (code, err) == (0, "")
     assert "epoch 2/2" in out
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_it_began_begins(shell: Shell) -> None:
+    (shell.folder / "run").mkdir()
+    (shell.folder / "run" / ".lock").touch()
+    (shell.folder / "run" / "train.log").write_text("2026-11-26 01:02:03,004 INFO loading PyTorch\n")
+    code, _, err = shell.call(*TINY, "epochs=1", "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.slow
+def test_two_that_start_at_once_share_nothing(shell: Shell) -> None:
+    started = [shell.start(*TINY, "epochs=2", "hydra.run.dir=run") for _ in range(2)]
+    ended = [process.communicate(timeout=120) and process.returncode for process in started]
+    assert sorted(ended) in ([0, 2], [0, 0])  # the second came while the first ran, or when it had finished
+    found = read_summary(shell.folder / "run")
+    assert found is not None
+    assert found.status == "finished"

@@ -204,3 +204,12 @@ def test_a_link_is_not_followed(path: Path) -> None:
     with pytest.raises(OSError, match="it is a link, which is not followed; remove it"), hold(path):
         pass
     assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "record", [b'{"process": 1e400, "host": "h", "started": null, "token": "t"}', b"[" * 4096, b"{}"]
+)
+def test_a_strangers_record_is_nobodys(record: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(record)
+    with hold(tmp_path / ".lock") as lock:
+        lock.check()

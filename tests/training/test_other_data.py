@@ -18,6 +18,7 @@ from resnet_train.config.run import Config
 from resnet_train.data.dataset import load_dataset
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.data_identity import differences, identify
 from resnet_train.runs.directory import read_config
 from resnet_train.train import run
 
@@ -218,3 +219,12 @@ def test_rows_of_the_classifier_go_by_the_names_of_the_classes(
     assert "1 of the classifier's 3 rows, by the names of the classes; as initialised: birds, wolves" in caplog.text
     assert "left out   1 file: .txt 1" in caplog.text
     assert torch.equal(start["conv1.weight"], source["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [5, {}, {"digest": "x", "classes": [1], "entries": {}}, {"digest": "x", "classes": ["a"], "entries": {"a": 1}}],
+)
+def test_what_a_stranger_says_of_the_data_is_no_identity(saved: object) -> None:
+    found = identify(("a", "b"), {"train": 2}, "somewhere")
+    assert differences(saved, found) == ["what the checkpoint says of its data is corrupt"]

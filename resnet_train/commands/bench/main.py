@@ -64,6 +64,9 @@ def main() -> None:
         if "resnet-train" in loops:
             tell("starting resnet-train twice, to its first step")
             report["first_step"] = first_step(overrides)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         sys.exit(fail("resnet-bench", error))
     report["images"] = note
