@@ -72,7 +72,7 @@ def prepare(precision: str, *, by_name: bool) -> Parts:
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bf16 products (AVX512-BF16 or AMX)."""
+    """Whether the processor has instructions for bf16 matrix multiplications (AVX512-BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 

@@ -98,7 +98,7 @@ def load_winograd() -> ctypes.CDLL:
 
 @cache
 def accepts(option: str) -> bool:
-    """Whether the compiler takes an option, and the linker what comes of it: tried on a file without content."""
+    """Whether compiler and linker accept an option: tried on an empty file."""
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=_folder()) as scratch:
         empty = Path(scratch, "empty.cpp")
         empty.touch()

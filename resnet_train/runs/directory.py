@@ -161,7 +161,7 @@ def write_config(config: Config, directory: Path) -> None:
 def read_config(directory: Path) -> dict[str, Any] | None:
     """The configuration in ``config.yaml``, plain; None where there is none.
 
-    Raises `ConfigError` where it is not what `write_config` wrote. Whoever resumes asks `resume.saved_config`.
+    Raises `ConfigError` where it is not what `write_config` wrote. Whoever resumes asks `saved.saved_config`.
     """
     path = directory / CONFIG
     try:
