@@ -52,6 +52,7 @@ def run(
     from resnet_train.runs.alone import alone
     from resnet_train.runs.console import shell_quote, shown_in_a_notebook
     from resnet_train.runs.directory import create, lock, log_file
+    from resnet_train.runs.interrupt import Interrupted, StopSignal
     from resnet_train.runs.memory import check_memory
     from resnet_train.runs.resume import find_directory, finished_already
 
@@ -69,8 +70,10 @@ def run(
         with lock(directory) as held, shown_in_a_notebook(), log_file(directory):
             if config.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-            from resnet_train.training.loop import train
-
+            with StopSignal() as stop:  # an exception inside torch's own start would abort the process
+                from resnet_train.training.loop import train
+            if stop.signum is not None:
+                raise Interrupted(stop.signum)
             return train(
                 config,
                 directory,

@@ -58,7 +58,8 @@ class StopSignal:
 
     Handlers that were there before are called when it ends, so that one that exits finds everything saved; but not
     Python's own and `ctrl_c`, which raise ``KeyboardInterrupt``. ``forward`` is called at once with the first signal.
-    SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it.
+    SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it; those of them that the system repeats
+    are ignored once they have been received.
     """
 
     SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
@@ -86,6 +87,8 @@ class StopSignal:
     ) -> None:
         previous = dict(self._previous)
         for signum, handler in previous.items():
+            if signum in _REPEATED and signum in self._received and handler == signal.SIG_DFL:
+                handler = signal.SIG_IGN  # the same signal once more must not end what is ending
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
         for signum in self._received:

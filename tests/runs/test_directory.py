@@ -183,7 +183,9 @@ def test_a_configuration_is_read_as_it_was_written(tiny: Compose, tmp_path: Path
 
 
 def test_what_concerns_one_session_alone_is_not_kept(tiny: Compose, tmp_path: Path) -> None:
-    write_config(tiny("resume=outputs/a", "resume_force=true"), tmp_path)
+    config = tiny("resume_force=true")
+    config.resume = "outputs/a"
+    write_config(config, tmp_path)
     assert read_config(tmp_path) == asdict(tiny())
 
 
