@@ -53,6 +53,11 @@ def _explain(error: Exception) -> str:
             return _explain_value(error)
         case HydraException():
             return one_line(str(error))
+        case OSError(filename=str(path), strerror=str(reason)):
+            return (
+                f"{path}: {reason}; expected to read and write it, look whether another program has it open "
+                "(HYDRA_FULL_ERROR=1 shows where)"
+            )
         case _:
             text = f"{type(error).__name__}: {one_line(str(error))}"
             return f"{text} (this is not foreseen; HYDRA_FULL_ERROR=1 shows where)"

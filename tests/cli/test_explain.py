@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_train.cli.explain import explain, is_config_error
 from resnet_train.config.store import options_of
 from tests.conftest import Shell
 
@@ -235,3 +236,14 @@ def test_paths_need_no_quotes_of_their_own(
 ) -> None:
     assert answer(f"dataset.root={tmp_path / folder}", "dataset.download=false") == 2
     assert f" in {tmp_path / folder}, got neither" in capsys.readouterr().err
+
+
+def test_a_file_that_the_system_refuses() -> None:
+    """As on Windows while a spreadsheet holds it."""
+    refused = PermissionError(13, "Permission denied", "outputs/a/metrics.csv")
+    assert explain(refused) == (
+        "outputs/a/metrics.csv: Permission denied; expected to read and write it, look whether another program has it "
+        "open (HYDRA_FULL_ERROR=1 shows where)"
+    )
+    assert not is_config_error(refused)
+    assert "not foreseen" in explain(OSError("without a file"))
