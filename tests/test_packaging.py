@@ -57,7 +57,7 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path) -> None:
     run(python, "-m", "resnet_train.train", *TINY, "epochs=1", "hydra.run.dir=two", cwd=elsewhere)
     run(program, *TINY, "epochs=1", "-m", "seed=0,1", "hydra.sweep.dir=sweep", cwd=elsewhere)
     jobs = sorted(path for path in (elsewhere / "sweep").iterdir() if path.is_dir())
-    results = [summary.read(path) for path in (elsewhere / "one", elsewhere / "two", *jobs)]
+    results = [summary.read_summary(path) for path in (elsewhere / "one", elsewhere / "two", *jobs)]
     results[2:] = sorted(results[2:], key=lambda result: result.seed if result else -1)
     assert [result.status for result in results if result] == ["finished"] * 4
     assert results[0].last == results[1].last == results[2].last  # type: ignore[union-attr]
