@@ -38,6 +38,7 @@ STALE_SECONDS = 20.0  # several signs of life: one may be late on a busy machine
 SETTLE_SECONDS = 1.0  # without locks the last of several records counts: time for others to write theirs
 POLL_SECONDS = 0.2
 _LOCKED_BYTE = 1 << 30  # far behind the record, since Windows lets nobody read what is locked
+_RECORD_BYTES = 512
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def is_held(path: Path) -> bool:
 
 
 def _acquire(path: Path) -> Lock:
-    file = open(path, "ab+", buffering=0, opener=regular_file)  # noqa: SIM115 (closed when it is released)
+    file = open(path, "r+b", buffering=0, opener=_made_if_missing)  # noqa: SIM115 (closed when it is released)
     try:
         given = _lock(file)
         before = _read(path)
@@ -218,15 +219,23 @@ def _read(path: Path) -> bytes:
 
 
 def _write(file: BinaryIO) -> bytes:
-    """Write a record for this process and return it; nothing where the disk is full."""
+    """Write a record for this process and return it; nothing where the disk is full.
+
+    All records are equally long and go to the file's start, so that of two written at once one remains whole.
+    """
     holder = Holder(os.getpid(), socket.gethostname(), _start_of(os.getpid()), secrets.token_hex(16))
-    record = json.dumps(asdict(holder)).encode() + b"\n"
-    file.truncate(0)
+    record = json.dumps(asdict(holder)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
     with suppress(OSError):
+        file.seek(0)
         if file.write(record) == len(record):
+            file.truncate()
             return record
-        file.truncate(0)
+    file.truncate(0)
     return b""
+
+
+def _made_if_missing(path: str, flags: int) -> int:
+    return regular_file(path, flags | os.O_CREAT)
 
 
 def _parse(record: bytes) -> Holder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +115,9 @@ def train_step(
 
 def allow_tf32(precision: str) -> None:
     """Let CUDA round the inputs of float32 matrix multiplications to TF32's 10 bits if asked for: process-wide."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")  # of torch 2.9
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def grad_norm(state: TrainState, output: StepOutput) -> Tensor:
