@@ -16,12 +16,20 @@ from tests.conftest import TINY, Shell
 
 
 def test_public_names() -> None:
-    assert sorted(resnet_train.__all__) == ["Classifier", "Prediction", "Summary", "__version__", "load", "load_config", "run"]
+    assert sorted(resnet_train.__all__) == [
+        "Classifier",
+        "Prediction",
+        "Summary",
+        "__version__",
+        "load",
+        "load_config",
+        "run",
+    ]
     assert dir(resnet_train) == sorted(resnet_train.__all__)
     assert all(getattr(resnet_train, name) is not None for name in resnet_train.__all__)
     assert resnet_train.__version__ == metadata.version("resnet-train")
-    with pytest.raises(AttributeError, match="module 'resnet_train' has no attribute 'load'"):
-        resnet_train.load  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'resnet_train' has no attribute 'train_all'"):
+        resnet_train.train_all  # noqa: B018
 
 
 def test_names_are_found_when_they_are_needed() -> None:

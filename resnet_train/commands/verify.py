@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.cli.compose import offline_config
-from resnet_train.cli.main import fail
 from resnet_train.cli.overrides import quoted
+from resnet_train.cli.program import end_with
 from resnet_train.errors import ConfigError, RunError
 
 TIMEOUT_SECONDS = 900.0
@@ -56,20 +56,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="kills of each (default 1)")
     parser.add_argument("--seed", type=int, help="of the moments of the kills (default: another one each time)")
     arguments = parser.parse_intermixed_args()
-    try:
-        if min(arguments.steps, arguments.runs, arguments.kills) < 1:
-            raise ConfigError("expected --steps, --runs and --kills above 0")
-        config, overrides, note = offline_config(arguments.overrides)
-        seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
-        print(f"{config.model.name} on {note}, {arguments.steps} steps; kills drawn with --seed {seed}", flush=True)
-        survived = verify(overrides, steps=arguments.steps, runs=arguments.runs, kills=arguments.kills, seed=seed)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        sys.exit(fail("resnet-verify", error))
+    end_with("resnet-verify", lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify what the command line asks for; 1 where a killed run ended otherwise."""
+    if min(arguments.steps, arguments.runs, arguments.kills) < 1:
+        raise ConfigError("expected --steps, --runs and --kills above 0")
+    config, overrides, note = offline_config(arguments.overrides)
+    seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
+    print(f"{config.model.name} on {note}, {arguments.steps} steps; kills drawn with --seed {seed}", flush=True)
+    survived = verify(overrides, steps=arguments.steps, runs=arguments.runs, kills=arguments.kills, seed=seed)
     print(f"{survived} of {arguments.runs} killed runs ended bit for bit like the undisturbed one")
-    sys.exit(0 if survived == arguments.runs else 1)
+    return 0 if survived == arguments.runs else 1
 
 
 def verify(overrides: Sequence[str], *, steps: int, runs: int, kills: int, seed: int) -> int:

@@ -32,13 +32,15 @@ class Split:
 
     images: Tensor
     labels: Tensor
+    paths: tuple[str, ...] = ()  # below dataset.root, where each image is a file
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Split:
         """The images at ``index`` ``(M,)``."""
-        return Split(self.images[index], self.labels[index])
+        paths = tuple(self.paths[number] for number in index.tolist()) if self.paths else ()
+        return Split(self.images[index], self.labels[index], paths)
 
     def to(self, device: torch.device) -> Split:
         """Move to ``device`` if it has room, labels in any case; the images stay in host memory where it has not.
@@ -49,7 +51,7 @@ class Split:
             free, _ = torch.cuda.mem_get_info(device)
             if self.images.nbytes > free // 2:
                 return self
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.paths)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
             files = read_files(config)
             # torch refuses read-only memory, which a memory map is: copy it
             train, test = (
-                Split(torch.tensor(split.images), torch.from_numpy(split.labels)) for split in (files.train, files.test)
+                Split(torch.tensor(split.images), torch.from_numpy(split.labels), paths)
+                for split, paths in ((files.train, files.train_paths), (files.test, files.test_paths))
             )
             classes, identity, names, left_out = files.classes, files.identity, files.names, files.left_out
         case _:

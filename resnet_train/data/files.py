@@ -33,6 +33,10 @@ class ImageFiles:
     names: tuple[str, ...]  # relative to folder
     labels: NDArray[np.int64]  # (N,)
 
+    def paths(self) -> tuple[str, ...]:
+        """Relative to the folder above: ``train/cats/1.png``."""
+        return tuple(f"{self.folder.name}/{name}" for name in self.names)
+
 
 @dataclass(frozen=True)
 class Files:
@@ -42,7 +46,9 @@ class Files:
     test: Images
     classes: tuple[str, ...]  # names, in label order
     identity: DataIdentity
-    names: tuple[str, ...] = ()  # of the training images, where they have any
+    names: tuple[str, ...] = ()  # of the training images, where they have any, as they are compared
+    train_paths: tuple[str, ...] = ()  # below dataset.root, where each image is a file
+    test_paths: tuple[str, ...] = ()
     left_out: str = ""  # files beside the images, in words
 
 

@@ -70,6 +70,8 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         classes,
         identity=identity_of(classes, *zip(listed, found, strict=True)),
         names=tuple(map(composed, listed[0].names)),
+        train_paths=listed[0].paths(),
+        test_paths=listed[1].paths(),
         left_out=described(left_out),
     )
 

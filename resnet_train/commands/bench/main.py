@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
 from resnet_train.cli.compose import offline_config
-from resnet_train.cli.main import EXIT_FAILED, fail
 from resnet_train.cli.overrides import merge_overrides
+from resnet_train.cli.program import end_with
 from resnet_train.commands.bench.first_step import first_step
 from resnet_train.commands.bench.table import table
-from resnet_train.errors import ConfigError
+from resnet_train.errors import ConfigError, RunError
 
 LOOPS = ("tutorial", "tuned", "resnet-train")
 
@@ -50,33 +49,30 @@ def split(text: str) -> list[str]:
 def main() -> None:
     """``resnet-bench``, ``python -m resnet_train.commands.bench.main``."""
     arguments = parser().parse_intermixed_args()
-    try:
-        loops = tuple(arguments.loops.split(","))
-        if not set(loops) <= set(LOOPS) or arguments.rounds < 1 or arguments.seconds <= 0:
-            raise ConfigError(f"expected --loops among {','.join(LOOPS)}, --rounds and --seconds above 0")
-        config, overrides, note = offline_config(arguments.overrides)
-        variants = {
-            text.strip(): offline_config(merge_overrides(overrides, split(text)))[0] for text in arguments.variant
-        }
-        from resnet_train.commands.bench.rounds import measure, tell
+    end_with("resnet-bench", lambda: run(arguments))
 
-        report = measure(config, variants, loops=loops, rounds=arguments.rounds, seconds=arguments.seconds)
-        if "resnet-train" in loops:
-            tell("starting resnet-train twice, to its first step")
-            report["first_step"] = first_step(overrides)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        sys.exit(fail("resnet-bench", error))
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print what the command line asks for."""
+    loops = tuple(arguments.loops.split(","))
+    if not set(loops) <= set(LOOPS) or arguments.rounds < 1 or arguments.seconds <= 0:
+        raise ConfigError(f"expected --loops among {','.join(LOOPS)}, --rounds and --seconds above 0")
+    config, overrides, note = offline_config(arguments.overrides)
+    variants = {text.strip(): offline_config(merge_overrides(overrides, split(text)))[0] for text in arguments.variant}
+    from resnet_train.commands.bench.rounds import measure, tell
+
+    report = measure(config, variants, loops=loops, rounds=arguments.rounds, seconds=arguments.seconds)
+    if "resnet-train" in loops:
+        tell("starting resnet-train twice, to its first step")
+        report["first_step"] = first_step(overrides)
     report["images"] = note
     print(table(report))
     if arguments.json:
         try:
             Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            print(f"resnet-bench: cannot write {arguments.json}: {error.strerror or error}", file=sys.stderr)
-            sys.exit(EXIT_FAILED)
+            raise RunError(f"cannot write {arguments.json}: {error.strerror or error}") from error
+    return 0
 
 
 if __name__ == "__main__":
