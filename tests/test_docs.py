@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from resnet_train import run
 from resnet_train.cli.compose import compose as compose_request
@@ -21,6 +22,7 @@ from resnet_train.cli.sweep import expand, take_sweep_options
 from resnet_train.config.run import Config
 from resnet_train.config.store import options_of
 from resnet_train.runs.resume import CHANGEABLE
+from tests.conftest import Shell
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS = ROOT / "resnet_train", ROOT / "tests"
@@ -234,9 +236,25 @@ def test_the_documents_hold_commands() -> None:
 
 def test_flags_of_the_other_commands_exist() -> None:
     known = set(re.findall(r'"(--[\w-]+)"', "".join(path.read_text() for path in PACKAGE.glob("commands/**/*.py"))))
-    lines = [*lines_of_code("resnet-bench", "resnet-verify"), (ROOT / "scripts/torture").read_text()]
+    programs = ("resnet-bench", "resnet-verify", "resnet-eval", "resnet-predict", "resnet-export", "resnet-report")
+    lines = [*lines_of_code(*programs), (ROOT / "scripts/torture").read_text()]
     flags = {flag for line in lines for flag in re.findall(r"(?<=\s)--[\w-]+", line)}
     assert {"--variant", "--kills"} <= flags <= known
+
+
+@pytest.mark.slow
+def test_the_commands_for_trained_networks_run(tmp_path: Path, shell: Shell) -> None:
+    """Those of docs/commands.md, in their order; its reader has a few photos."""
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + number, 30), "red").save(tmp_path / "photos" / f"{number}.png")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "photo.png")
+    ran = 0
+    for block in blocks(text_of("docs/commands.md"), "bash"):
+        code, _, err = shell.call("-euo", "pipefail", "-c", block, program=("bash",))
+        assert code == 0, f"{block}\n{err}"
+        ran += len(block.splitlines())
+    assert ran > 2
 
 
 # ------------------------------------------------------------------------------------------------------------- snippets
@@ -258,4 +276,7 @@ def test_python_snippets_run(
     monkeypatch.chdir(tmp_path)
     for directory in re.findall(r'"(outputs/[\w/-]+?)/checkpoints/', snippet):  # a run of the reader's own
         run(tiny("epochs=null", "steps=1"), directory=tmp_path / directory)
+    if "photo.png" in snippet:
+        run(tiny("epochs=null", "steps=1"), directory=tmp_path / "outputs" / "demo")
+        Image.new("RGB", (40, 30), "red").save("photo.png")
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
