@@ -63,10 +63,20 @@ def git_commit() -> str | None:
         return None
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory ever in use: of the device on CUDA, resident memory of the process elsewhere; 0 if unknown."""
+def reset_peak_memory() -> None:
+    """Begin to look for the most memory of the GPUs anew: a process may train one run after another."""
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
+def peak_memory_bytes(device: torch.device, *, graph: bool = False) -> int:
+    """Most memory in use: of the device on CUDA, resident memory of the process elsewhere; 0 if unknown.
+
+    The pool of a CUDA ``graph`` is reserved, not allocated, while the graph is replayed.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device) if graph else torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows

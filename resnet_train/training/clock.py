@@ -36,9 +36,11 @@ class Clock:
         self._running_since = None
 
     def discard(self) -> float:
-        """Leave out the time since `start`, and begin to count anew; returns those seconds."""
+        """Leave out the training time of this session until now, and begin to count anew; returns those seconds."""
         assert self._running_since is not None
-        seconds = time.perf_counter() - self._running_since
+        seconds = time.perf_counter() - self._running_since + self.train_seconds - self._session[0]
+        self.train_seconds, self.images = self._session
+        self._marks.clear()
         self._running_since = time.perf_counter()
         return seconds
 

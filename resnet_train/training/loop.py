@@ -15,6 +15,7 @@ from torch import nn
 from resnet_train.config.run import Config
 from resnet_train.errors import RunError
 from resnet_train.kernels import allocator, native
+from resnet_train.runs import environment
 from resnet_train.runs.console import Progress, count, progress_bar, runnable
 from resnet_train.runs.directory import Invocation
 from resnet_train.runs.interrupt import Interrupted, StopSignal
@@ -51,13 +52,14 @@ def train(
     and `Interrupted` after a signal, with everything saved.
     """
     clock = Clock()
-    with out_of_memory_named(config, device=config.device, precision=config.precision):
+    environment.reset_peak_memory()
+    with out_of_memory_named(config):
         run = build(config)
-    set_deterministic(config.deterministic)
-    allow_tf32(run.plan.precision)
-    if owns_process:
-        keep_memory(run.plan)
-    session = open_session(run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation)
+        set_deterministic(config.deterministic)
+        allow_tf32(run.plan.precision)
+        if owns_process:
+            keep_memory(run.plan)
+        session = open_session(run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation)
     with StopSignal() as stop:
         return complete(run, session, config, stop)
 
@@ -67,7 +69,7 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
     directory, status = session.directory, "failed"
     try:
         announce(run, session)
-        with out_of_memory_named(config, device=run.facts.device, precision=run.facts.precision):
+        with out_of_memory_named(config):
             signum = fit(run, session, stop)
             if signum is None:
                 score_best(run, session)
@@ -115,8 +117,8 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
             session.profiler.after_step(state.step)
             metrics.add(output)
             progress.advance()
-            if run.plan.compiled and step == first:
-                leave_compilation_out(metrics, clock, state.step, health(state, output))
+            if state.step - first == run.plan.unmeasured_steps and state.step < last:
+                leave_start_out(metrics, clock, state.step, health(state, output), steps=run.plan.unmeasured_steps)
             due = run.timetable.due(state.step, stop.signum)
             if not (due.anything or watching(run, progress)):
                 continue
@@ -166,10 +168,11 @@ def at_rest() -> Iterator[None]:
         gc.unfreeze()
 
 
-def leave_compilation_out(metrics: TrainMetrics, clock: Clock, step: int, found: Health) -> None:
-    """Wait for the first step, which compiles, and leave its time out."""
+def leave_start_out(metrics: TrainMetrics, clock: Clock, step: int, found: Health, *, steps: int) -> None:
+    """Wait for the first steps of a session, which compile, search, warm up or record, and leave their time out."""
     metrics.read(step, found)
-    logger.info("first step, with compilation, in %.1f s: left out of the training time", clock.discard())
+    named = "first step" if steps == 1 else f"first {steps} steps"
+    logger.info("%s, with all that is set up then, in %.1f s: left out of the training time", named, clock.discard())
 
 
 def watching(run: Run, progress: Progress) -> bool:

@@ -15,8 +15,13 @@ EVAL_IMAGES = 500  # at most: divides 10,000, and is large enough for a GPU
 # Values that the largest layer of an evaluation reads and writes, over all images: 500 images of 32x32 in ResNet-18. At
 # the peak there are three times as many, 0.8 GB in float32 (measured on a CPU: 1.1 to 3.0 times, in ten networks).
 EVAL_VALUES = 2**26
-# Texts of CPU allocations that failed; PyTorch has a class of errors for GPUs alone.
-_TEXTS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "bad_alloc", "MPS backend out of memory")
+# Texts of allocations that failed; PyTorch has a class of errors for its own on GPUs alone, not for those of cuBLAS,
+# cuDNN and the driver. cuDNN finds no algorithm where it has no memory to try one.
+_TEXTS = (
+    *("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "bad_alloc", "MPS backend out of memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", "Unable to find a valid cuDNN algorithm"),
+)
 
 
 def eval_batch_size(layers: list[Layer]) -> int:
@@ -35,18 +40,41 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_named(config: Config, *, device: str, precision: str) -> Iterator[None]:
-    """Turn an allocation that fails into a `RunError` that names what to lower."""
+def out_of_memory_named(config: Config) -> Iterator[None]:
+    """Turn an allocation that fails into a `RunError` that names what to lower, or for a resumed run what it may do."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        batch_size, accumulate = config.batch_size, config.accumulate
-        splits = 2 * accumulate if batch_size % (2 * accumulate) == 0 else batch_size
-        split = f"accumulate={splits}, which splits each batch, " if splits > accumulate else ""
+        size, accumulate = config.batch_size, config.accumulate
+        splits = 2 * accumulate if size % (2 * accumulate) == 0 else size
+        split = f"accumulate={splits}" if splits > accumulate else ""
+        where = "this machine" if config.device == "auto" else config.device
+        text = (
+            f"out of memory on {where} with batch_size={size}, accumulate={accumulate} and precision={config.precision}"
+        )
+        if config.resume is None:
+            split += ", which splits each batch, " if split else ""
+            text += f": try {split}a smaller batch_size, a smaller model or smaller images"
+        else:
+            with_split = f" and {split}" if split else ""
+            text += (
+                f": resume it where there is more memory (device=cpu, another machine), or start a new run from its "
+                f"weights with init_from={config.resume}{with_split}"
+            )
+        raise RunError(f"{text}; the checkpoints are whole") from error
+
+
+@contextmanager
+def out_of_memory_while_reading() -> Iterator[None]:
+    """Turn an allocation that fails while images are read into a `RunError`: no network is to blame."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise RunError(
-            f"out of memory on {device} with batch_size={batch_size}, accumulate={accumulate} and "
-            f"precision={precision}: try {split}a smaller batch_size, a smaller model or smaller images; the "
-            f"checkpoints are whole"
+            "out of memory while the data set was read, which has to fit into memory: try fewer or smaller images "
+            "(dataset.image_size), or end other programs"
         ) from error

@@ -10,13 +10,16 @@ from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.kernels import cpu, native
 from resnet_train.kernels.choose import Backend, choose_backend
+from resnet_train.training.cuda_device import check_bf16, check_card, cuda_is_available, precision_of, why_no_cuda
 
 
 def build_device(name: str) -> torch.device:
     """The device that ``auto`` or a name means; raises `ConfigError` where this machine lacks it."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"  # mps was never measured: only by its name
+        name = "cuda" if cuda_is_available() else "cpu"  # mps was never measured: only by its name
     if name.startswith("cuda"):
+        if why := why_no_cuda():
+            raise ConfigError(f"device: expected a GPU for {name}, got none that can be used: {why}; or try device=cpu")
         available = torch.cuda.device_count()
         index = int(name.partition(":")[2] or 0)
         if index >= available:
@@ -24,7 +27,9 @@ def build_device(name: str) -> torch.device:
                 f"device: expected one of this machine's {available} CUDA devices, got {name}; "
                 f"try device={'cuda:' + str(available - 1) if available else 'cpu'}"
             )
-        return torch.device("cuda", index)
+        device = torch.device("cuda", index)
+        check_card(device)
+        return device
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: expected a device of this machine, got mps, which it lacks; try device=cpu")
     return torch.device(name)
@@ -39,15 +44,15 @@ def build_precision(name: str, device: torch.device) -> tuple[str, str]:
         raise ConfigError(
             f"precision: {name} needs a CUDA device, got {device.type}; try precision=bf16 or precision=fp32"
         )
+    if name == "bf16" and device.type == "cuda":
+        check_bf16(torch.cuda.get_device_capability(device))
     if name != "auto":
         emulated = name == "bf16" and device.type == "cpu" and not cpu.multiplies_bf16()
         return name, "asked for" + (
             ", though this processor has no bf16 matrix multiplications (AVX512-BF16 or AMX)" * emulated
         )
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "this GPU multiplies it several times faster than fp32"
-        return "fp32", "this GPU has no bf16 matrix multiplications"
+        return precision_of(torch.cuda.get_device_capability(device))
     if device.type == "cpu":
         if cpu.multiplies_bf16():
             return "bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)"
@@ -108,6 +113,11 @@ class Plan:
     graph: bool
     reasons: dict[str, str]  # option of the configuration: why it is what it is
 
+    @property
+    def unmeasured_steps(self) -> int:
+        """First steps of a session whose time says nothing of the others: they compile, search, warm up, record."""
+        return 10 if self.graph else 3 if self.device.type == "cuda" else int(self.compiled)
+
     def lines(self) -> list[tuple[str, str]]:
         """The choices as rows of a run's header."""
         rows = [
@@ -137,6 +147,7 @@ def build_plan(config: Config) -> Plan:
     compiled, why_compiled = build_compile(config.compile, device, kernels=backend.name)
     graph, why_graph = build_graph(config.graph, device)
     reasons = {
+        "device": why_no_cuda() if config.device == "auto" and device.type == "cpu" else "",
         "precision": why_precision,
         "channels_last": why_channels_last,
         "kernels": backend.reason,

@@ -20,7 +20,7 @@ def announce(run: Run, session: Session) -> None:
     """Log what the run continues from, and the header: what is about to be trained, and with what."""
     for level, text in session.notices:
         logger.log(level, "%s", printable(text))
-    facts, timetable = run.facts, run.timetable
+    facts, timetable, why = run.facts, run.timetable, run.plan.reasons["device"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in facts.images.items())
     length = f"{count(timetable.total_steps)} steps of {run.train_data.batch_size} images"
     header(
@@ -35,7 +35,7 @@ def announce(run: Run, session: Session) -> None:
                 f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
             ),
             *([("left out", run.left_out)] if run.left_out else []),
-            ("device", f"{facts.device} ({facts.hardware})"),
+            ("device", f"{facts.device} ({facts.hardware}){why and f'; no GPU: {why}'}"),
             *run.plan.lines(),
             ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),
             ("directory", str(session.directory)),
@@ -91,7 +91,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
         train_seconds=clock.train_seconds,
         total_seconds=clock.total_seconds,
         images_per_second=clock.speed() if clock.images else 0.0,
-        peak_memory_bytes=environment.peak_memory_bytes(run.plan.device),
+        peak_memory_bytes=environment.peak_memory_bytes(run.plan.device, graph=run.plan.graph),
         command=session.command,
         sessions=clock.sessions,
         forced=session.forced,

@@ -31,9 +31,10 @@ from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep
 from resnet_train.training.lr_schedule import LRSchedule, build_lr_schedule
-from resnet_train.training.memory import eval_batch_size
+from resnet_train.training.memory import eval_batch_size, out_of_memory_while_reading
 from resnet_train.training.optim import build_optimizer
 from resnet_train.training.plan import Plan, build_plan
+from resnet_train.training.self_check import check_against_cpu
 from resnet_train.training.state import TrainState
 from resnet_train.training.step import Forward, Step, StepOptions, train_step
 
@@ -120,6 +121,9 @@ def build(config: Config) -> Run:
     state = build_state(config, plan, num_classes=len(dataset.classes))
     found = layers(state.model, dataset.image_size)
     check_batch_norm(config, found, image_size=dataset.image_size)
+    if plan.device.type == "mps":
+        size, classes = dataset.image_size, len(dataset.classes)
+        check_against_cpu(state.model, plan.device, image_size=size, num_classes=classes)
     forward = build_forward(plan, state)
     splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
     return Run(
@@ -172,7 +176,8 @@ def read_dataset(config: Config) -> Dataset:
     importing = threading.Thread(target=import_module, args=("torch._dynamo",))
     importing.start()
     try:
-        return load_dataset(config.dataset, seed=config.seed)
+        with out_of_memory_while_reading():
+            return load_dataset(config.dataset, seed=config.seed)
     finally:
         importing.join()
 

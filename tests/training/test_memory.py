@@ -5,14 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnet_train.config.run import Config
+from resnet_train.errors import RunError
 from resnet_train.models.count import layers
 from resnet_train.models.resnet import CifarResNet, ResNet
-from resnet_train.training.memory import eval_batch_size, is_out_of_memory
+from resnet_train.training.memory import (
+    eval_batch_size,
+    is_out_of_memory,
+    out_of_memory_named,
+    out_of_memory_while_reading,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,10 +47,36 @@ def test_images_at_once_by_network_and_size(
 
 
 def test_errors_of_memory_are_told_from_others() -> None:
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("std::bad_alloc")):
+    texts = (
+        "std::bad_alloc",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+    )
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *map(RuntimeError, texts)):
         assert is_out_of_memory(error)
     for other in (RuntimeError("expected 3 channels"), ValueError("not enough memory"), KeyError("bad_alloc")):
         assert not is_out_of_memory(other)
+
+
+def test_a_resumed_run_is_told_what_it_may_do(tiny: Callable[..., Config]) -> None:
+    """Batch size and model are its own: other ones would be refused."""
+    config = replace(tiny("batch_size=32"), resume="outputs/mine")
+    with pytest.raises(RunError) as raised, out_of_memory_named(config):
+        raise MemoryError
+    assert str(raised.value) == (
+        "out of memory on cpu with batch_size=32, accumulate=1 and precision=fp32: resume it where there is more "
+        "memory (device=cpu, another machine), or start a new run from its weights with init_from=outputs/mine and "
+        "accumulate=2; the checkpoints are whole"
+    )
+
+
+def test_memory_that_reading_takes_is_not_blamed_on_the_network() -> None:
+    with pytest.raises(RunError, match=r"^out of memory while the data set was read"), out_of_memory_while_reading():
+        raise MemoryError
+    with pytest.raises(KeyError), out_of_memory_while_reading():
+        raise KeyError
 
 
 # Everything is built; then the address space may grow by so many megabytes and no more.
