@@ -45,6 +45,14 @@ class Train(Protocol):
         ...
 
 
+class Show(Protocol):
+    """What prints a network, for ``summary=true``: `resnet_train.train.show`, handed in for the same reason."""
+
+    def __call__(self, config: Config, directory: Path | None = None) -> None:
+        """See `resnet_train.train.show`."""
+        ...
+
+
 class TooManyFailures(BaseException):
     """Ends a sweep: not an ``Exception``, which Hydra would keep until all jobs have run."""
 
