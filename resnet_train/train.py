@@ -96,7 +96,12 @@ def directory_for(config: Config) -> Path:
 def show(config: Config, directory: Path | None = None) -> None:
     """Print the network that ``config`` describes, or that of the run in ``directory``; nothing is written."""
     from resnet_train.commands.network import network_table
+    from resnet_train.runs.interrupt import Interrupted, StopSignal
 
+    with StopSignal() as stop:  # as in `run`
+        import torch  # noqa: F401
+    if stop.signum is not None:
+        raise Interrupted(stop.signum)
     print(network_table(config, directory))
 
 
