@@ -1,4 +1,4 @@
-"""Trains residual networks on small images: ``from resnet_train import load_config, run``.
+"""Trains residual networks on small images, and uses them: ``from resnet_train import load, load_config, run``.
 
 The names below are the public interface. They are imported when they are first used, so that importing the package
 costs nothing.
@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from resnet_train.cli.compose import load_config
+    from resnet_train.inference.classifier import Classifier, Prediction
+    from resnet_train.inference.load import load
     from resnet_train.runs.summary import Summary
     from resnet_train.train import run
 
     __version__: str
 
-__all__ = ["Summary", "__version__", "load_config", "run"]
+__all__ = ["Classifier", "Prediction", "Summary", "__version__", "load", "load_config", "run"]
 
 _OWNERS = {
+    "Classifier": "resnet_train.inference.classifier",
+    "Prediction": "resnet_train.inference.classifier",
     "Summary": "resnet_train.runs.summary",
+    "load": "resnet_train.inference.load",
     "load_config": "resnet_train.cli.compose",
     "run": "resnet_train.train",
 }

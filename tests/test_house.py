@@ -12,7 +12,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "resnet_train"
 # Imports go down this list only.
-FLOORS = ("train", "commands", "training", "kernels", "cli", "models", "data", "runs", "config", "seeding", "errors")
+FLOORS = (
+    "train",
+    "commands",
+    "inference",
+    "training",
+    "kernels",
+    "cli",
+    "models",
+    "data",
+    "runs",
+    "config",
+    "seeding",
+    "errors",
+)
 NEVER = {
     "kernels": {"cli", "runs"},
     "cli": {"torch", "torchvision", "models"},
@@ -46,7 +59,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_what_lies_in_the_package() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
-    assert rooms == {"commands", "training", "kernels", "cli", "models", "data", "runs", "config"}
+    assert rooms == {"commands", "inference", "training", "kernels", "cli", "models", "data", "runs", "config"}
     assert {path.name for path in PACKAGE.glob("*.py")} == {
         *("__init__.py", "__main__.py", "train.py", "errors.py", "seeding.py")
     }

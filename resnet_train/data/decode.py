@@ -46,15 +46,22 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
     `UnreadableImage` for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179 million
     pixels).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            # The square is cut out before it is scaled: the same pixels, and a strip of 1 x 10,000 stays small.
-            square = ImageOps.fit(to_rgb(upright), (image_size, image_size), Image.Resampling.BICUBIC)
+            return squared(image, image_size)
     except Exception as error:  # decoders of corrupt files raise nearly anything, from SyntaxError to struct.error
         raise UnreadableImage(path, unreadable(path, error)) from error
+
+
+def squared(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """An open image as `decode` returns it; raises whatever its decoder does."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    # The square is cut out before it is scaled: the same pixels, and a strip of 1 x 10,000 stays small.
+    square = ImageOps.fit(to_rgb(upright), (image_size, image_size), Image.Resampling.BICUBIC)
     return np.asarray(square, dtype=np.uint8)
 
 

@@ -6,6 +6,7 @@ checkpoint of another project that holds one. The file may come from a stranger:
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
@@ -91,3 +92,13 @@ def with_our_names(weights: Weights) -> Weights:
             name = pattern.sub(ours, name)
         renamed[name] = value
     return renamed if len(renamed) == len(weights) else weights
+
+
+def digest_of(weights: Weights) -> str:
+    """SHA-256 of names, types, shapes and values, in the order of the names: the same in whatever file they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

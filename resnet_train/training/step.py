@@ -67,6 +67,7 @@ class Evaluation:
     accuracy: float  # in [0, 1]
     correct: int
     count: int
+    logits: Tensor | None = None  # (N, classes) float32 on the CPU, if they were to be kept
 
 
 def train_step(
@@ -164,8 +165,11 @@ def update_ema(average: nn.Module, model: nn.Module, *, decay: float) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str, keep_logits: bool = False
+) -> Evaluation:
     """Loss and accuracy over every image of ``batches``: sums, divided once; one synchronisation, at the end."""
+    kept: list[Tensor] = []
     was_training = model.training
     model.eval()
     loss_sum, correct, count = None, None, 0
@@ -177,10 +181,13 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prec
         loss_sum = batch_loss if loss_sum is None else loss_sum + batch_loss
         correct = batch_correct if correct is None else correct + batch_correct
         count += len(labels)
+        if keep_logits:
+            kept.append(at_least_float(logits))
     model.train(was_training)
     if loss_sum is None or correct is None:
         raise ValueError("nothing to evaluate: the split is empty")
-    return Evaluation(loss_sum.item() / count, correct.item() / count, int(correct.item()), count)
+    all_logits = torch.cat(kept).cpu() if kept else None
+    return Evaluation(loss_sum.item() / count, correct.item() / count, int(correct.item()), count, all_logits)
 
 
 def at_least_float(logits: Tensor) -> Tensor:

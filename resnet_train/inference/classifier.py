@@ -1,0 +1,169 @@
+"""A trained network to ask: ``resnet_train.load("outputs/...").predict(["cat.png"])``.
+
+Whatever the network lies in (a run, a checkpoint, a file of ``resnet-export``), it takes bytes ``(N, S, S, 3)`` and
+gives logits ``(N, classes)``: that is the seam, `Network`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from resnet_train.data.augment import normalise
+from resnet_train.data.decode import decode, squared
+from resnet_train.errors import ConfigError
+from resnet_train.inference.spec import Spec
+from resnet_train.models.count import layers
+from resnet_train.training.memory import eval_batch_size
+from resnet_train.training.plan import Plan
+from resnet_train.training.step import at_least_float, autocast
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = str | Path | bytes | NDArray[np.uint8] | Image.Image
+
+
+class Network(Protocol):
+    """A network by whatever runtime."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits or log-probabilities float32 ``(N, classes)`` on the CPU, of uint8 images ``(N, S, S, 3)``."""
+        ...
+
+
+class TorchNetwork:
+    """A network in PyTorch, on any device, in any precision."""
+
+    def __init__(self, model: nn.Module, spec: Spec, plan: Plan) -> None:
+        self.model, self.plan = model, plan
+        self.layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        self.mean, self.std = (torch.tensor(values, device=plan.device) for values in (spec.mean, spec.std))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """See `Network`."""
+        normalised = normalise(images.to(self.plan.device), self.mean, self.std).contiguous(memory_format=self.layout)
+        with autocast(self.plan.device, self.plan.precision):
+            logits = self.model(normalised)
+        return at_least_float(logits).cpu()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image."""
+
+    probabilities: tuple[float, ...]  # of the classes, in their order
+    classes: tuple[str, ...] = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.classes[self.index]
+
+    @property
+    def index(self) -> int:
+        """Number of the likeliest class; the first of equal ones."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest class."""
+        return max(self.probabilities)
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, the first ``count``."""
+        order = sorted(range(len(self.classes)), key=lambda index: -self.probabilities[index])
+        return [(self.classes[index], self.probabilities[index]) for index in order[:count]]
+
+    def __str__(self) -> str:
+        return f"{self.label} {100 * self.confidence:.2f} %"
+
+
+class Classifier:
+    """A trained network, with its classes and the way in which images are prepared for it."""
+
+    def __init__(self, network: Network, spec: Spec, *, batch_size: int, origin: str, runs_on: str) -> None:
+        """``origin`` and ``runs_on`` say in words where the weights come from, and what computes."""
+        self.network, self.spec, self.batch_size = network, spec, batch_size
+        self.origin, self.runs_on = origin, runs_on
+
+    def __repr__(self) -> str:
+        return f"<Classifier {self.origin}: {len(self.classes)} classes, {self.image_size}x{self.image_size} pixels>"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the outputs."""
+        return self.spec.classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels that images are brought to."""
+        return self.spec.image_size
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits or log-probabilities float32 ``(N, classes)`` of uint8 images ``(N, S, S, 3)``, a batch at a time."""
+        return torch.cat([self.network(batch) for batch in images.split(self.batch_size)])
+
+    def answer(self, images: Tensor) -> list[Prediction]:
+        """Predictions for uint8 images ``(N, S, S, 3)``."""
+        return [Prediction(tuple(row), self.classes) for row in self.logits(images).double().softmax(1).tolist()]
+
+    def predict(self, images: Iterable[Picture]) -> list[Prediction]:
+        """Predictions for images of any size: paths, bytes of files, Pillow images, arrays ``(H, W)`` or ``(H, W, 3)``.
+
+        Raises `ConfigError` that names the first one which cannot be read.
+        """
+        if isinstance(images, str | Path | bytes):
+            raise ConfigError(f"predict: expected a list of images, got one {type(images).__name__}; put it into [...]")
+        found: list[Prediction] = []
+        waiting: list[NDArray[np.uint8]] = []
+        for number, image in enumerate(images):
+            waiting.append(prepared(image, self.image_size, number=number))
+            if len(waiting) == self.batch_size:
+                found += self.answer(stacked(waiting))
+                waiting.clear()
+        return found + (self.answer(stacked(waiting)) if waiting else [])
+
+
+def prepared(image: Any, image_size: int, *, number: int = 0) -> NDArray[np.uint8]:
+    """An image as the network was trained on: ``(image_size, image_size, 3)``; raises `ConfigError`."""
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return decode(Path(image), image_size)
+    try:
+        if isinstance(image, bytes):
+            with Image.open(io.BytesIO(image)) as opened:
+                return squared(opened, image_size)
+        return squared(image if isinstance(image, Image.Image) else Image.fromarray(image), image_size)
+    except Exception as error:  # decoders of corrupt files raise nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"image {number}: expected a path, the bytes of an image file, a Pillow image or an array of uint8, got "
+            f"{type(image).__name__}: {reason}"
+        ) from error
+
+
+def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Images ``(S, S, 3)`` as one tensor ``(N, S, S, 3)``."""
+    return torch.from_numpy(np.stack(images))
+
+
+def torch_classifier(model: nn.Module, spec: Spec, plan: Plan, *, origin: str) -> Classifier:
+    """A network of PyTorch as a classifier."""
+    return Classifier(
+        TorchNetwork(model, spec, plan),
+        spec,
+        batch_size=eval_batch_size(layers(model, spec.image_size)),
+        origin=origin,
+        runs_on=f"{plan.device} in {plan.precision}, {plan.backend.name} kernels",
+    )
