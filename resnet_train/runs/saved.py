@@ -28,6 +28,15 @@ from resnet_train.runs.summary import Summary, read_summary
 Notice = tuple[int, str]  # logging level and text
 
 
+def check_there(path: Path, *, key: str) -> None:
+    """Raise `ConfigError` where there is nothing that could hold weights."""
+    if not path.exists():
+        raise ConfigError(
+            f"{key}: expected a run directory or a file of weights, got {str(path)!r}, which does not exist; look at "
+            f"its name (paths begin in {Path.cwd()})"
+        )
+
+
 def saved_config(directory: Path) -> dict[str, Any] | None:
     """The configuration of the run in ``directory``, plain: of its newest whole checkpoint, else of ``config.yaml``.
 
