@@ -230,10 +230,9 @@ def test_published_weights_give_their_published_error(name: str, cifar10_root: P
         pytest.skip(
             "no pretrained_models/ of akamaster/pytorch_resnet_cifar10; name its folder in RESNET_TRAIN_PUBLISHED"
         )
-    config = load_config(
-        [f"model={name.partition('-')[0]}", f"dataset.root={cifar10_root}", "dataset.download=false"]
-        + ["dataset.mean=[0.485, 0.456, 0.406]", "dataset.std=[0.229, 0.224, 0.225]"]
-    )
+    source = (f"dataset.root={cifar10_root}", "dataset.download=false")
+    normalisation = ("dataset.mean=[0.485, 0.456, 0.406]", "dataset.std=[0.229, 0.224, 0.225]")
+    config = load_config([f"model={name.partition('-')[0]}", *source, *normalisation])
     model = build_model(config.model, num_classes=10, seed=0).eval()
     assert load_weights(model, read_weights(path), classifier_may_differ=False) == []
     test = load_dataset(config.dataset, seed=0).test
