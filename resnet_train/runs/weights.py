@@ -83,6 +83,8 @@ def _advice(error: Exception) -> str:
 
 def _read(data: bytes) -> Any:
     """What the file holds, told by its first bytes."""
+    if not data:
+        raise CorruptCheckpoint("it is empty")
     for beginning, kind in NO_WEIGHTS.items():
         if data[:200].lstrip().lower().startswith(beginning):
             raise CorruptCheckpoint(kind)

@@ -167,7 +167,7 @@ def test_malformed_files_are_refused_in_one_line(tmp_path: Path, weights: dict[s
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a pointer of Git LFS, .*git lfs pull.*"),
         (b"\n<!DOCTYPE html><html>", "it is a web page; copy or download it again, or give another file"),
         (b"<html lang='en'>", "it is a web page; copy or download it again, or give another file"),
-        (b"", "expected a file of torch.save, got another, or a broken one: .*; copy or download it again, or .*"),
+        (b"", "it is empty; copy or download it again, or give another file"),
     ],
 )
 def test_what_downloads_leave_in_the_place_of_weights(tmp_path: Path, content: bytes, message: str) -> None:
