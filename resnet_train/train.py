@@ -46,24 +46,19 @@ def run(
         RunError: training failed, e.g. the loss was not finite.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    from datetime import datetime
-    from pathlib import Path
-
+    from resnet_train.errors import ConfigError
     from resnet_train.runs.alone import alone
     from resnet_train.runs.console import shell_quote, shown_in_a_notebook
-    from resnet_train.runs.directory import create, lock, log_file
+    from resnet_train.runs.directory import lock, log_file
     from resnet_train.runs.interrupt import Interrupted, StopSignal
     from resnet_train.runs.memory import check_memory
-    from resnet_train.runs.resume import find_directory, finished_already
+    from resnet_train.runs.resume import finished_already
 
+    if config.summary:
+        raise ConfigError("summary: expected false, got true, which shows the network and trains nothing; leave it out")
     with alone():
         check_memory(config)
-        if directory is None and config.resume:
-            directory = find_directory(config.resume)
-        if directory is None:
-            now = datetime.now()
-            directory = create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
-        directory = directory.absolute()
+        directory = (directory or directory_for(config)).absolute()
         finished = finished_already(config, directory)
         if finished:
             return finished
@@ -84,6 +79,32 @@ def run(
             )
 
 
+def directory_for(config: Config) -> Path:
+    """The run directory that ``config`` continues, or a new one under ``outputs/``."""
+    from datetime import datetime
+    from pathlib import Path
+
+    from resnet_train.runs.directory import create
+    from resnet_train.runs.resume import find_directory
+
+    if config.resume:
+        return find_directory(config.resume)
+    now = datetime.now()
+    return create(Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.name}")
+
+
+def show(config: Config, directory: Path | None = None) -> None:
+    """Print the network that ``config`` describes, or that of the run in ``directory``; nothing is written."""
+    from resnet_train.commands.network import network_table
+    from resnet_train.runs.interrupt import Interrupted, StopSignal
+
+    with StopSignal() as stop:  # as in `run`
+        import torch  # noqa: F401
+    if stop.signum is not None:
+        raise Interrupted(stop.signum)
+    print(network_table(config, directory))
+
+
 def main() -> None:
     """``resnet-train``, ``python -m resnet_train.train``."""
     import signal
@@ -98,7 +119,7 @@ def main() -> None:
     if ours:
         signal.signal(signal.SIGINT, ctrl_c)
     make_best_effort()
-    sys.exit(command_line(sys.argv[1:], run))
+    sys.exit(command_line(sys.argv[1:], run, show))
 
 
 def first() -> None:

@@ -20,13 +20,14 @@ from resnet_train.cli.overrides import PROGRAM, without
 from resnet_train.config.run import Config
 from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
-from resnet_train.errors import ConfigError, RunError
+from resnet_train.errors import RunError
 from resnet_train.runs import directory as directories
 from resnet_train.runs.console import duration, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.interrupt import Interrupted, StopSignal
 from resnet_train.runs.lock import hold
 from resnet_train.runs.memory import check_memory
+from resnet_train.runs.saved import check_there
 from resnet_train.runs.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,14 @@ class Train(Protocol):
         self, config: Config, *, directory: Path, invocation: Invocation, command: str, owns_process: bool
     ) -> Summary:
         """See `resnet_train.train.run`."""
+        ...
+
+
+class Show(Protocol):
+    """What prints a network, for ``summary=true``: `resnet_train.train.show`, handed in for the same reason."""
+
+    def __call__(self, config: Config, directory: Path | None = None) -> None:
+        """See `resnet_train.train.show`."""
         ...
 
 
@@ -110,10 +119,8 @@ def check_inputs(config: Config) -> None:
     """Raise `ConfigError` where the data or ``init_from`` are not there, or cannot fit: before torch is imported."""
     check_memory(config)
     check_available(config.dataset)
-    if config.init_from is not None and not Path(config.init_from).exists():
-        raise ConfigError(
-            f"init_from: expected a run directory or a file, got {config.init_from!r}, which does not exist"
-        )
+    if config.init_from is not None:
+        check_there(Path(config.init_from), key="init_from")
 
 
 def run_and_report(

@@ -20,7 +20,7 @@ from resnet_train.cli.complete import complete
 from resnet_train.cli.compose import VERSION_BASE, Composed, compose, compose_saved
 from resnet_train.cli.explain import explain, is_config_error
 from resnet_train.cli.help import help_text
-from resnet_train.cli.job import Train, check_inputs, console_log, run_and_report
+from resnet_train.cli.job import Show, Train, check_inputs, console_log, run_and_report
 from resnet_train.cli.overrides import PROGRAM, Request, merge_overrides, parse, unquoted, values_of, without
 from resnet_train.cli.sweep import sweep
 from resnet_train.config.run import Config
@@ -36,13 +36,14 @@ from resnet_train.runs.saved import saved_config, saved_invocation
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
 
-def main(arguments: Sequence[str], train: Train) -> int:
+def main(arguments: Sequence[str], train: Train, show_network: Show | None = None) -> int:
     """Run a command line; returns the exit code (0, 1 failed, 2 configuration, 128 + signal).
 
-    ``train`` is `resnet_train.train.run`. With ``HYDRA_FULL_ERROR=1`` errors show where they come from.
+    ``train`` is `resnet_train.train.run`, which refuses ``summary=true``, and ``show_network`` is
+    `resnet_train.train.show`, which answers it. With ``HYDRA_FULL_ERROR=1`` errors show where they come from.
     """
     try:
-        return _main(parse(arguments), train)
+        return _main(parse(arguments), train, show_network)
     except Interrupted as interrupted:
         return interrupted.exit_code
     except KeyboardInterrupt:
@@ -67,7 +68,7 @@ def fail(program: str, error: Exception) -> int:
     return EXIT_CONFIG if is_config_error(error) else EXIT_FAILED
 
 
-def _main(request: Request, train: Train) -> int:
+def _main(request: Request, train: Train, show_network: Show | None) -> int:
     if request.help:
         print(help_text())
     elif request.version:
@@ -84,7 +85,7 @@ def _main(request: Request, train: Train) -> int:
     elif request.multirun:
         return sweep(request, train)
     else:
-        return run(request, train)
+        return run(request, train, show_network)
     return 0
 
 
@@ -116,19 +117,22 @@ def show(request: Request, composed: Composed) -> None:
 # -------------------------------------------------------------------------------------------------------- a single run
 
 
-def run(request: Request, train: Train) -> int:
-    """One run, new or resumed."""
+def run(request: Request, train: Train, show_network: Show | None) -> int:
+    """One run, new or resumed; with ``summary=true`` only a look at its network."""
     for key in ("sweep", "max_failures"):
         if values_of(request.overrides, key):
             raise ConfigError(f"{key}: it is for sweeps; put -m in front, or leave it out")
     directory = resumed_directory(request)
     overrides = without(request.overrides, "resume")
     if directory is not None:
-        return _resume(request.with_overrides(overrides), directory, train)
+        return _resume(request.with_overrides(overrides), directory, train, show_network)
     composed = compose(request, overrides)
     if composed.hydra.mode == RunMode.MULTIRUN:
         return sweep(replace(request, overrides=tuple(overrides), multirun=True), train)
     check_hydra(composed.hydra)
+    if composed.config.summary and show_network is not None:
+        show_network(composed.config)
+        return 0
     check_inputs(composed.config)
     fixed = values_of(overrides, "hydra.run.dir")
     wanted = Path(composed.hydra.run.dir)
@@ -157,10 +161,13 @@ def make(directory: Path) -> bool:
         return False
 
 
-def _resume(request: Request, directory: Path, train: Train) -> int:
+def _resume(request: Request, directory: Path, train: Train, show_network: Show | None) -> int:
     """Continue the run in ``directory``: the start of the order that `resnet_train.runs.resume` lists."""
     saved = saved_config(directory)
     composed = compose(request) if saved is None else compose_saved(request, saved)
+    if composed.config.summary and show_network is not None:
+        show_network(composed.config, directory)
+        return 0
     finished = resume.finished_already(composed.config, directory.absolute())
     if finished:
         print(f"finished already: {finished.sentence()}\n{printable(finished.directory)}")

@@ -125,7 +125,10 @@ def plan(request: Request, options: SweepOptions, stop: StopSignal) -> tuple[lis
     for job in jobs[:MAX_CHECKED_JOBS]:
         if stop.signum is not None:
             raise Interrupted(stop.signum)
-        check_inputs(compose(request, job).config)
+        config = compose(request, job).config
+        if config.summary:
+            raise ConfigError("summary: expected one network to show, got a sweep (-m); leave -m and its lists out")
+        check_inputs(config)
     with started(request):
         check_discrete(request, hydra)
         keys = swept_keys(request.overrides)

@@ -9,6 +9,8 @@ from resnet_train.errors import ConfigError
 
 MAX_DEPTH = 10_004  # deeper ones take minutes to be built; the paper ends at 1202
 
+MAX_WIDTH = 64
+
 
 @dataclass
 class ModelConfig:
@@ -52,7 +54,7 @@ def check_model(model: ModelConfig) -> None:
     checks.choice("model.shortcut", model.shortcut)
     checks.choice("model.activation", model.activation)
     checks.choice("model.init", model.init)
-    checks.number("model.width", model.width, above=0, at_most=64)
+    checks.number("model.width", model.width, above=0, at_most=MAX_WIDTH)
     checks.number("model.dropout", model.dropout, at_least=0, below=1)
     if model.zero_init_residual and not model.residual:
         raise ConfigError(

@@ -63,6 +63,7 @@ class Config:
     resume: str | None
     resume_force: bool
     init_from: str | None
+    summary: bool
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for the first value that is out of range or contradicts another."""

@@ -1,8 +1,15 @@
-"""Whether a data set can be had, before anything is imported or read that takes time."""
+"""What can be told of a data set by names alone, before anything is imported or read that takes time."""
 
 from __future__ import annotations
 
-from resnet_train.config.dataset import CifarConfig, DatasetConfig, FashionMNISTConfig, ImageFolderConfig
+from resnet_train.config.dataset import (
+    Cifar100Config,
+    CifarConfig,
+    DatasetConfig,
+    FashionMNISTConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
 from resnet_train.data import cifar, idx, imagefolder
 from resnet_train.data.files import folder_of, one_line_errors
 
@@ -20,3 +27,21 @@ def check_available(dataset: DatasetConfig) -> None:
             root = folder_of(dataset.root)
             with one_line_errors(root):
                 imagefolder.class_names(imagefolder.split_folders(root)[0])
+
+
+def num_classes(dataset: DatasetConfig) -> int:
+    """Number of classes; of the user's own images, that of their folders. Raises `ConfigError` where there are none."""
+    match dataset:
+        case Cifar100Config():
+            return 100
+        case CifarConfig():
+            return 10
+        case FashionMNISTConfig():
+            return len(idx.CLASSES)
+        case SyntheticConfig():
+            return dataset.num_classes
+        case ImageFolderConfig():
+            root = folder_of(dataset.root)
+            with one_line_errors(root):
+                return len(imagefolder.class_names(imagefolder.split_folders(root)[0]))
+    raise AssertionError(f"no classes for {type(dataset).__name__}")

@@ -53,6 +53,10 @@ class CorruptCheckpoint(Exception):
     """The file is not what was once written; the message says why."""
 
 
+class HoldsObjects(CorruptCheckpoint):
+    """It would have to run code to be read: a whole model, say, that was saved."""
+
+
 # ---------------------------------------------------------------------------------------------------------- checksum
 
 
@@ -170,7 +174,7 @@ class _Reader:
         for operation, argument, _ in pickletools.genops(data):
             operations += 1
             if operation.name not in _OPCODES:
-                raise CorruptCheckpoint(f"it holds more than tensors and plain values (opcode {operation.name})")
+                raise HoldsObjects(f"it holds more than tensors and plain values (opcode {operation.name})")
             if (
                 operation.name == "LONG_BINPUT" and isinstance(argument, int) and argument > len(data)
             ):  # unpickling would make room for as many
@@ -234,7 +238,7 @@ class _Unpickler(pickle.Unpickler):
                 return tuple
             case "torch", _ if kind != name and kind in _BYTES:
                 return _Kind(_BYTES[kind])
-        raise CorruptCheckpoint(f"it holds more than tensors and plain values ({module[:100]}.{name[:100]})")
+        raise HoldsObjects(f"it holds more than tensors and plain values ({module[:100]}.{name[:100]})")
 
 
 def _check_plain(value: Any, *, at_most: int) -> None:
@@ -250,7 +254,7 @@ def _check_plain(value: Any, *, at_most: int) -> None:
         elif isinstance(item, list | tuple):
             stack += [(inner, depth + 1) for inner in item]
         elif item is not None and not isinstance(item, str | bool | int | float | DeclaredTensor):
-            raise CorruptCheckpoint(f"it holds more than tensors and plain values ({type(item).__name__})")
+            raise HoldsObjects(f"it holds more than tensors and plain values ({type(item).__name__})")
 
 
 # ------------------------------------------------------------------------------------------------ of a run's directory

@@ -28,6 +28,7 @@ LOG = "train.log"
 LOCK = ".lock"
 CONFIG = "config.yaml"
 INVOCATION = "invocation.json"
+OF_ONE_SESSION = {"resume": None, "resume_force": False, "summary": False}  # keys, and how they are saved
 MOST_CONFIG_BYTES, MOST_CONFIG_LEVELS = 1 << 20, 50  # of config.yaml, which may have come from a stranger
 
 _package_logger = logging.getLogger("resnet_train")
@@ -150,7 +151,7 @@ def lasting(config: Config) -> dict[str, Any]:
 
     A change is forced once, not whenever the run is resumed.
     """
-    return with_absolute_paths(asdict(config)) | {"resume": None, "resume_force": False}
+    return with_absolute_paths(asdict(config)) | OF_ONE_SESSION
 
 
 def write_config(config: Config, directory: Path) -> None:

@@ -16,6 +16,7 @@ from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
 from resnet_train.runs.directory import (
     CONFIG,
     INVOCATION,
+    OF_ONE_SESSION,
     Invocation,
     invocation_of,
     read_config,
@@ -25,6 +26,15 @@ from resnet_train.runs.summary import FILE as SUMMARY
 from resnet_train.runs.summary import Summary, read_summary
 
 Notice = tuple[int, str]  # logging level and text
+
+
+def check_there(path: Path, *, key: str) -> None:
+    """Raise `ConfigError` where there is nothing that could hold weights."""
+    if not path.exists():
+        raise ConfigError(
+            f"{key}: expected a run directory or a file of weights, got {str(path)!r}, which does not exist; look at "
+            f"its name (paths begin in {Path.cwd()})"
+        )
 
 
 def saved_config(directory: Path) -> dict[str, Any] | None:
@@ -96,8 +106,7 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
     """Whether two configurations differ in more than what concerns one session alone."""
-    session = {"resume": None, "resume_force": False}
-    return saved is not None and said | session != saved | session
+    return saved is not None and said | OF_ONE_SESSION != saved | OF_ONE_SESSION
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:

@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 
 from resnet_train.errors import ConfigError
-from resnet_train.runs.checkpoint_file import CorruptCheckpoint, read_declared, unseal
+from resnet_train.runs.checkpoint_file import CorruptCheckpoint, HoldsObjects, read_declared, unseal
 from resnet_train.runs.console import printable
+from resnet_train.runs.saved import check_there
 
 Weights = dict[str, torch.Tensor]
 
@@ -26,6 +27,12 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under whic
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of all names: DataParallel, torch.compile, Lightning
 # Names in kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10: as here, which is as in torchvision.
 NAMES = ((re.compile(r"^linear\."), "fc."), (re.compile(r"\.shortcut\.(?=[01]\.)"), ".downsample."))
+STATE_DICT = "torch.save(model.state_dict(), FILE)"
+NO_WEIGHTS = {  # what downloads and checkouts leave in the place of weights: how it begins, in lower case
+    b"version https://git-lfs": "it is a pointer of Git LFS, which git lfs pull would replace by the file",
+    b"<!doctype html": "it is a web page",
+    b"<html": "it is a web page",
+}
 
 
 def read_weights(path: Path, *, key: str = "init_from") -> Weights:
@@ -33,26 +40,54 @@ def read_weights(path: Path, *, key: str = "init_from") -> Weights:
 
     Raises `ConfigError`, which begins with ``key``, for anything else; never runs code of the file.
     """
+    return read_weights_and_classes(path, key=key)[0]
+
+
+def read_weights_and_classes(path: Path, *, key: str = "init_from") -> tuple[Weights, list[str] | None]:
+    """As `read_weights`, with the names of the classes, which a run's checkpoint has; None for other files."""
+    check_there(path, key=key)
     if path.is_dir():
         found = [file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file()]
         if not found:
-            raise ConfigError(f"{key}: expected a run with checkpoints, got {path}, which has none")
+            raise ConfigError(
+                f"{key}: expected a run with checkpoints, got {path}, which has none; give a run that has "
+                f"checkpoints/last.pt, or a file of weights"
+            )
         path = found[0]
     try:
         content = _read(path.read_bytes())
     except Exception as error:  # bytes of a stranger: torch and safetensors meet them with any error there is
         reason = printable((str(error).splitlines() or [""])[0][:300] or type(error).__name__)
-        raise ConfigError(f"{key}: cannot read {path}: {reason}") from error
+        raise ConfigError(f"{key}: cannot read {path}: {reason}; {_advice(error)}") from error
     weights = unwrapped(content)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
-        raise ConfigError(f"{key}: expected weights by name in {path}, got {type(content).__name__} of other things")
-    return with_our_names(weights)
+        raise ConfigError(
+            f"{key}: expected weights by name in {path}, got {type(content).__name__} of other things; "
+            f"give a file that {STATE_DICT} wrote"
+        )
+    classes = content.get("classes") if isinstance(content, dict) and "format" in content else None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return with_our_names(weights), classes if named else None
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a file that cannot be read."""
+    if isinstance(error, OSError):
+        return "make it readable, or give another file"
+    if isinstance(error, HoldsObjects):
+        return f"load it where it was written, and save its weights with {STATE_DICT}"
+    return "copy or download it again, or give another file"
 
 
 def _read(data: bytes) -> Any:
     """What the file holds, told by its first bytes."""
+    if not data:
+        raise CorruptCheckpoint("it is empty")
+    for beginning, kind in NO_WEIGHTS.items():
+        if data[:200].lstrip().lower().startswith(beginning):
+            raise CorruptCheckpoint(kind)
     length = int.from_bytes(data[:8], "little")
     if data[8:9] == b"{" and length <= len(data) - 8:
         return safetensors.torch.load(data)
@@ -62,7 +97,7 @@ def _read(data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's text advises to run what is in the file
-        raise CorruptCheckpoint("it holds more than tensors and plain values") from error
+        raise HoldsObjects("it holds more than tensors and plain values") from error
     except RuntimeError as error:
         raise CorruptCheckpoint(f"torch cannot read it: {error}") from error
 

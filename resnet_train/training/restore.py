@@ -10,14 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from resnet_train.errors import ConfigError
-from resnet_train.runs.checkpoint import read_checkpoint
-from resnet_train.runs.checkpoint_file import CorruptCheckpoint
 from resnet_train.runs.console import count, printable
 from resnet_train.runs.data_identity import listed
 from resnet_train.runs.history import History
 from resnet_train.runs.resume import Resumed
 from resnet_train.runs.saved import Notice
-from resnet_train.runs.weights import read_weights
+from resnet_train.runs.weights import read_weights_and_classes
 from resnet_train.training.clock import Clock
 from resnet_train.training.state import TrainState, load_weights
 
@@ -60,30 +58,15 @@ def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list
 
     Rows of the classifier go by the names of the ``classes``, where the other run is known to have any.
     """
-    weights = read_weights(path)
-    weights, rows = rows_by_class(weights, saved_classes(path), own=state.model.state_dict(), classes=classes)
-    try:
-        left = load_weights(state.model, weights)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"init_from: the weights in {path} are of another network: {reason}") from error
+    weights, theirs = read_weights_and_classes(path)
+    weights, rows = rows_by_class(weights, theirs, own=state.model.state_dict(), classes=classes)
+    left = load_weights(state.model, weights, source=f"init_from: the weights in {path}")
     if state.ema is not None:
         state.ema.load_state_dict(state.model.state_dict())
     taken = f"beginning with {len(weights) - len(left)} of the {len(weights)} tensors of {path}"
     if rows and not left:
         taken += f"; {rows}"
     return [(logging.INFO, text) for text in (taken, *(f"left as initialised: {text}" for text in left))]
-
-
-def saved_classes(path: Path) -> list[str] | None:
-    """The names of the classes in a run directory or a checkpoint of one; None for other files of weights."""
-    if path.is_dir():
-        path = next(file for name in ("best.pt", "last.pt") if (file := path / "checkpoints" / name).is_file())
-    try:
-        classes = read_checkpoint(path).get("classes")
-    except CorruptCheckpoint:  # not one of ours: those were read before
-        return None
-    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
 
 
 def rows_by_class(

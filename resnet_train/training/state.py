@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_train.runs.console import printable
 from resnet_train.runs.summary import Score
+from resnet_train.training.misfit import differences, misfit
 from resnet_train.training.optim import match_layout
 
 
@@ -22,35 +22,26 @@ class Progress:
     epoch: list[list[float]] = field(default_factory=list)  # the same since the last end of an epoch
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+def load_weights(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    *,
+    source: str = "the weights",
+    classifier_may_differ: bool = True,
+) -> list[str]:
     """Copy ``weights`` into ``model`` by name; returns what was left as it was, with the reason.
 
-    Only the classifier ``fc`` may differ, since it has a row for each class. Raises ``ValueError`` for anything else.
+    Only the classifier ``fc`` may differ, since it has a row for each class, and not even that where all of it is
+    needed. Raises `ConfigError`, with a table of tensors and shapes, for anything else; ``source`` begins its line.
     """
     own = model.state_dict()
-    others: list[str] = []
-    kept: list[str] = []
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights and name.endswith(".num_batches_tracked"):
-            continue  # older versions of PyTorch had none, and nothing here reads them
-        if name not in weights or name not in own:
-            others.append(f"{printable(name)} is only in {'this network' if name in own else 'the other one'}")
-        elif own[name].shape != weights[name].shape:
-            text = f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-            (kept if name.startswith("fc.") else others).append(text)
-    if others:
-        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        raise ValueError(f"{others[0]}{more}{_stem_hint(own, weights) if len(others) == 1 else ''}")
-    left = {text.partition(" ")[0] for text in kept}
+    found = differences(own, weights)
+    kept = [one for one in found if classifier_may_differ and one.is_shape and one.name.startswith("fc.")]
+    if len(kept) < len(found):
+        raise misfit(source, own, weights, [one for one in found if one not in kept])
+    left = {one.name for one in kept}
     model.load_state_dict({**own, **{name: value for name, value in weights.items() if name not in left}}, strict=True)
-    return kept
-
-
-def _stem_hint(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str:
-    """How to make the first convolution fit, where it is all that does not."""
-    stems = {3: "cifar", 7: "imagenet"}  # by the size of its kernel
-    sizes = [[0, *named["conv1.weight"].shape][-1] if "conv1.weight" in named else 0 for named in (own, weights)]
-    return f"; add model.stem={stems[sizes[1]]}" if set(sizes) == set(stems) else ""
+    return [f"{one.name} is {one.got} there and {one.expected} here" for one in kept]
 
 
 @dataclass

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from resnet_train.kernels import cpu
 from resnet_train.kernels.fuse import fuse
-from resnet_train.models.count import layers, multiply_adds, num_parameters
+from resnet_train.models.count import layers, multiply_adds, num_parameters, trace
 from resnet_train.models.resnet import CifarResNet, ResNet
 
 Build = Callable[..., CifarResNet | ResNet]
@@ -134,6 +135,72 @@ def test_multiply_adds_leaves_the_network_alone(on_meta: Build, build: Build, tr
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(module.training is training and not module._forward_hooks for module in network.modules())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(("depth", "paper"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
+def test_multiply_adds_are_the_papers_with_its_strides(on_meta: Build, depth: int, paper: float) -> None:
+    """He et al. 2015, table 1: the stride of a bottleneck stands in its first convolution there."""
+    network = on_meta(ResNet, depth, stem="imagenet", num_classes=1000)
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    assert multiply_adds(network, 224) / 1e9 == pytest.approx(paper, abs=0.07)
+
+
+def seen(network: CifarResNet | ResNet, name: str, size: int) -> int:
+    """Side of the square of pixels on which one value of a layer depends, by its gradient."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    network.eval().double()
+    image = torch.ones(1, 3, size, size, dtype=torch.float64, requires_grad=True)
+    outputs: list[torch.Tensor] = []
+    with network.get_submodule(name).register_forward_hook(lambda *found: outputs.append(found[2])):
+        network(image)
+    middle = outputs[0].shape[-1] // 2
+    outputs[0][0, :, middle, middle].sum().backward()
+    assert image.grad is not None
+    columns = image.grad[0].abs().sum((0, 1)).nonzero().flatten()
+    assert columns[0] > 0 and columns[-1] < size - 1, "the image is too small"
+    return int(columns[-1] - columns[0]) + 1
+
+
+@pytest.mark.parametrize(
+    ("family", "depth", "options", "name", "size"),
+    [
+        (CifarResNet, 20, {}, "layer3.2.conv2", 128),
+        (CifarResNet, 20, {"shortcut": "B"}, "layer2.0.downsample.0", 64),
+        (CifarResNet, 14, {"preactivation": True}, "layer3.1.conv2", 96),
+        (CifarResNet, 14, {"preactivation": True, "shortcut": "B"}, "layer3.0.downsample.0", 64),
+        (CifarResNet, 14, {"residual": False}, "layer2.1.conv1", 64),
+        (ResNet, 18, {}, "layer4.1.conv2", 160),
+        (ResNet, 50, {"stem": "imagenet"}, "layer3.0.conv3", 192),
+    ],
+)
+def test_receptive_fields_by_gradients(
+    build: Build, family: type[Any], depth: int, options: dict[str, Any], name: str, size: int
+) -> None:
+    network = build(family, depth, width=1 / 16, **options)
+    found = {layer.name: layer for layer in trace(network, size)}
+    if options.get("stem") == "imagenet":  # the gradient of the largest value reaches one pixel alone
+        network.maxpool = nn.AvgPool2d(3, stride=2, padding=1)
+    assert seen(network, name, size) == found[name].receptive_field
+
+
+def test_receptive_fields_by_hand(on_meta: Build) -> None:
+    """Stage by stage: each 3x3 convolution adds two pixels times the stride in front of it."""
+    found = {layer.name: layer for layer in trace(on_meta(CifarResNet, 20), 32)}
+    ends = [found[f"layer{stage}.2.conv2"] for stage in (1, 2, 3)]
+    assert [(layer.receptive_field, layer.jump) for layer in ends] == [(3 + 6 * 2, 1), (17 + 5 * 4, 2), (41 + 5 * 8, 4)]
+    assert found["avgpool"].receptive_field == found["fc"].receptive_field == 81 + 7 * 4
+    found = {layer.name: layer for layer in trace(on_meta(ResNet, 18, stem="imagenet"), 224)}
+    assert [found[name].receptive_field for name in ("conv1", "maxpool", "layer4.1.conv2")] == [7, 11, 435]
+    assert (found["maxpool"].jump, found["layer4.1.conv2"].jump) == (4, 32)
+
+
+def test_parameters_of_all_layers_add_up(on_meta: Build) -> None:
+    for options in ({}, {"preactivation": True, "conv_bias": True, "shortcut": "B"}):
+        network = on_meta(CifarResNet, 20, **options)
+        assert sum(layer.parameters for layer in trace(network, 32)) == num_parameters(network)
 
 
 def test_layers_in_the_order_of_an_image(build: Build) -> None:

@@ -18,7 +18,9 @@ from torch import nn
 
 from resnet_train.errors import ConfigError
 from resnet_train.models.resnet import OPTION_A, CifarResNet
-from resnet_train.runs.weights import read_weights
+from resnet_train.runs.checkpoint import write_checkpoint
+from resnet_train.runs.checkpoint_file import FORMAT
+from resnet_train.runs.weights import read_weights, read_weights_and_classes
 
 EXAMPLES = int(os.environ.get("RESNET_TRAIN_EXAMPLES", "25"))
 
@@ -157,6 +159,44 @@ def test_malformed_files_are_refused_in_one_line(tmp_path: Path, weights: dict[s
         else:
             assert all(isinstance(value, torch.Tensor) for value in found.values()), number
     assert refused > 10 * EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a pointer of Git LFS, .*git lfs pull.*"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page; copy or download it again, or give another file"),
+        (b"<html lang='en'>", "it is a web page; copy or download it again, or give another file"),
+        (b"", "it is empty; copy or download it again, or give another file"),
+    ],
+)
+def test_what_downloads_leave_in_the_place_of_weights(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^init_from: cannot read {tmp_path}/model.safetensors: {message}$"):
+        read_weights(tmp_path / "model.safetensors")
+
+
+def test_a_whole_model_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1), tmp_path / "model.pth")
+    with pytest.raises(ConfigError, match=r"; load it where it was written, and save its weights with torch\.save\("):
+        read_weights(tmp_path / "model.pth")
+
+
+def test_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--weights: expected .*, got 'no', which does not exist; look at its name"):
+        read_weights(Path("no"), key="--weights")
+    with pytest.raises(ConfigError, match=r"which has none; give a run that has checkpoints/last\.pt, or a file"):
+        read_weights(tmp_path)
+
+
+def test_classes_come_with_the_checkpoint_of_a_run(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    content = {"format": FORMAT, "state": {"model": weights, "ema": None}, "classes": ["cat", "dog"]}
+    write_checkpoint(tmp_path / "last.pt", content)
+    assert read_weights_and_classes(tmp_path / "last.pt")[1] == ["cat", "dog"]
+    write_checkpoint(tmp_path / "last.pt", content | {"classes": ["cat", 1]})
+    assert read_weights_and_classes(tmp_path / "last.pt")[1] is None
+    torch.save({"state_dict": weights, "classes": ["cat", "dog"]}, tmp_path / "other.pt")  # nobody knows what they are
+    assert read_weights_and_classes(tmp_path / "other.pt")[1] is None
 
 
 def test_a_pickle_of_another_kind_is_refused(tmp_path: Path) -> None:

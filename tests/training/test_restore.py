@@ -254,17 +254,24 @@ def test_what_init_from_refuses(tiny: Tiny, tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
     whole = (tmp_path / "first/checkpoints/last.pt").read_bytes()
     broken.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    again = "; copy or download it again, or give another file$"
     cases = {
-        "empty": "init_from: expected a run with checkpoints, got .*/empty, which has none",
-        "text": "init_from: cannot read .*/text: ",
-        "numbers.pt": "init_from: expected weights by name in .*/numbers.pt, got dict of other things",
-        "broken.pt": "init_from: cannot read .*/broken.pt: ",
+        "absent": "^init_from: expected a run directory or a file of weights, got '.*/absent', which does not exist; ",
+        "empty": "^init_from: expected a run with checkpoints, got .*/empty, which has none; give a run that has ",
+        "text": f"^init_from: cannot read .*/text: .*{again}",
+        "numbers.pt": "^init_from: expected weights by name in .*/numbers.pt, got dict of other things; give a file ",
+        "broken.pt": f"^init_from: cannot read .*/broken.pt: .*{again}",
     }
     for name, message in cases.items():
         with pytest.raises(ConfigError, match=message):
             run(tiny("epochs=1", f"init_from={tmp_path / name}"), directory=tmp_path / f"from-{name}")
-    with pytest.raises(ConfigError, match=r"init_from: the weights in .* are of another network: layer1\.1\.bn1\."):
+    message = (
+        r"^init_from: the weights in .* are of another network: 30 tensors do not fit, first layer1\.1\.conv1\.weight "
+        r"\(expected \(4, 4, 3, 3\), got none\); try model\.depth=8$"
+    )
+    with pytest.raises(ConfigError, match=message) as caught:
         run(tiny("epochs=1", "model.depth=14", f"init_from={tmp_path / 'first'}"), directory=tmp_path / "deeper")
+    assert len(caught.value.details.splitlines()) == 1 + 20 + 1
 
 
 @pytest.mark.slow

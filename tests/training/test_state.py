@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from resnet_train.config.run import Config
 from resnet_train.data.dataset import load_dataset
 from resnet_train.data.stream import TrainData
-from resnet_train.models.resnet import ResNet, Stem
+from resnet_train.models.resnet import ResNet
 from resnet_train.runs import checkpoint
 from resnet_train.runs.summary import Score
 from resnet_train.training.plan import build_plan
@@ -174,39 +173,8 @@ def test_another_network_is_refused(tiny: Compose, other: str, message: str) -> 
 # ---------------------------------------------------------------------------------------------- weights of other origin
 
 
-@pytest.mark.parametrize(
-    ("here", "there", "message"),
-    [
-        ("cifar", "imagenet", "; add model.stem=imagenet"),
-        ("imagenet", "cifar", "; add model.stem=cifar"),
-        ("cifar", "cifar", None),
-        ("cifar", "", "conv1.weight is () there and (64, 3, 3, 3) here"),
-    ],
-)
-def test_a_stem_of_the_other_kind_is_named(here: Stem, there: str, message: str | None) -> None:
-    model, other = ResNet(18, stem=here), ResNet(18, stem=there or "cifar", num_classes=1000)  # type: ignore[arg-type]
-    weights = other.state_dict()
-    if not there:
-        weights["conv1.weight"] = torch.tensor(1.0)
-    if message is None:
-        assert len(load_weights(model, weights)) == 2
-    else:
-        with pytest.raises(ValueError, match=re.escape(message) + "$"):
-            load_weights(model, weights)
-
-
-def test_another_network_gets_no_hint_on_stems() -> None:
-    with pytest.raises(ValueError, match=r"^conv1\.weight is .* \(and \d+ more\)$"):
-        load_weights(ResNet(18), ResNet(34, stem="imagenet").state_dict())
-
-
 def test_weights_from_before_batches_were_counted() -> None:
     model, other = ResNet(18), ResNet(18)
     weights = {name: value for name, value in other.state_dict().items() if "num_batches_tracked" not in name}
     assert load_weights(model, weights) == []
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
-
-
-def test_names_of_a_stranger_are_shown_escaped() -> None:
-    with pytest.raises(ValueError, match=r"^\\x1b\[2J is only in the other one"):
-        load_weights(ResNet(18), {**ResNet(18).state_dict(), "\x1b[2J": torch.ones(1)})
