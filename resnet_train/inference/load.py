@@ -27,5 +27,7 @@ def load(path: str | Path, *, checkpoint: str = "result", device: str = "auto") 
     trained = read_trained(found, which=checkpoint)
     # PyTorch's own operations: nothing has to be compiled before the first answer.
     plan = evaluation_plan(trained.config, device=device, precision=trained.precision, kernels="plain")
-    model = build_network(trained.config, plan, trained.weights, num_classes=len(trained.classes), path=trained.path)
+    model = build_network(
+        trained.config, plan, trained.weights, num_classes=len(trained.classes), source=f"the weights in {trained.path}"
+    )
     return torch_classifier(model, trained.spec(), plan, origin=f"{found} ({trained.which}, step {trained.step})")

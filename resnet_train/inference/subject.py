@@ -48,10 +48,12 @@ class Subject:
         assert self.plan is not None
         if self.trained is not None:
             weights, path, spec = self.trained.weights, self.trained.path, self.trained.spec()
+            source = f"the weights in {path}"
         else:
             assert self.weights is not None and self.path is not None
             weights, path, spec = self.weights, self.path, spec_of(self.config, classes, self.weights)
-        model = build_network(self.config, self.plan, weights, num_classes=len(spec.classes), path=path)
+            source = f"--weights: the weights in {path}"
+        model = build_network(self.config, self.plan, weights, num_classes=len(spec.classes), source=source)
         return torch_classifier(model, spec, self.plan, origin=str(path))
 
     def folder(self, asked: Asked) -> Path | None:

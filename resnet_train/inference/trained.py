@@ -25,6 +25,7 @@ from resnet_train.runs.saved import config_of, saved_config
 from resnet_train.runs.summary import Summary, read_summary
 from resnet_train.runs.weights import Weights, digest_of
 from resnet_train.training.plan import Plan, build_device, build_plan
+from resnet_train.training.state import load_weights
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,14 @@ def _run_of(file: Path) -> Path | None:
     return file.absolute().parents[1] if file.absolute().parent.name == "checkpoints" else None
 
 
-def build_network(config: Config, plan: Plan, weights: Weights, *, num_classes: int, path: Path) -> nn.Module:
+def build_network(config: Config, plan: Plan, weights: Weights, *, num_classes: int, source: str) -> nn.Module:
     """The network of ``config`` with ``weights``, for evaluation, on the plan's device.
 
-    Raises `ConfigError` where the weights are of another network.
+    Raises `ConfigError` where the weights are of another network; ``source`` begins its line.
     """
     model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
     plan.backend.convert(model)
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path}: its weights are of another network than its configuration: {reason}") from error
+    load_weights(model, weights, source=source, classifier_may_differ=False)
     return model.to(plan.device).eval().requires_grad_(False)
 
 

@@ -150,7 +150,8 @@ def test_mistakes_are_named_by_their_files(tmp_path: Path, shell: Shell) -> None
         (("{run}", "optim.lr=x"), "optim.lr"),
         (("{run}", "dataset.num_classes=3"), "of other classes than the network was trained on"),
         (("{run}/config.yaml",), "expected a checkpoint of resnet-train"),
-        (("--weights", "none.pt", "model=resnet20"), "--weights: cannot read none.pt"),
+        (("--weights", "none.pt", "model=resnet20"), "--weights: "),
+        (("--weights", "{run}/checkpoints/best.pt", "dataset=synthetic", "model=resnet32"), "are of another network"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(
