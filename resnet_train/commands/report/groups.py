@@ -2,92 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from resnet_train.cli.overrides import key_of
 from resnet_train.commands.report.expected import Grade, Recipes, recipe_of
 from resnet_train.commands.report.identity import FREE, effective, identity, requested_keys, text_of
+from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.records import RunRecord
-from resnet_train.runs.console import duration
-from resnet_train.runs.summary import Score
 
 OPTIONS = ("model", "dataset", "optim", "schedule")  # groups of the configuration: an override names one by name
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of a finished run."""
-
-    name: str  # as --sort takes it
-    title: str  # of its column
-    of: Callable[[RunRecord], float | None]
-    ascending: bool  # whether the lowest stands first
-    show: Callable[[float], str]  # the value, and a deviation
-
-    def values(self, runs: Sequence[RunRecord]) -> list[float]:
-        """Of those ``runs`` that have it."""
-        return [value for run in runs if (value := self.of(run)) is not None and math.isfinite(value)]
-
-
-def _score(record: RunRecord, split: str) -> Score | None:
-    summary = record.summary
-    if summary is None:
-        return None
-    return summary.best.get(split) if split == "val" else summary.last.get(split)
-
-
-def _of_score(split: str, field_name: str) -> Callable[[RunRecord], float | None]:
-    def of(record: RunRecord) -> float | None:
-        score = _score(record, split)
-        return None if score is None else float(getattr(score, field_name))
-
-    return of
-
-
-def _of_summary(name: str) -> Callable[[RunRecord], float | None]:
-    return lambda record: None if record.summary is None else float(getattr(record.summary, name))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _metric(
-    name: str,
-    title: str,
-    of: Callable[[RunRecord], float | None],
-    show: Callable[[float], str],
-    *,
-    ascending: bool = False,
-) -> Metric:
-    return Metric(name, title, of, ascending, show)
-
-
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _metric("accuracy", "test %", _of_score("test", "accuracy"), _percent),
-        _metric("error", "test error %", _of_score("test", "error"), _percent, ascending=True),
-        _metric("loss", "test loss", _of_score("test", "loss"), "{:.4f}".format, ascending=True),
-        _metric("val_accuracy", "val %", _of_score("val", "accuracy"), _percent),
-        _metric("train_accuracy", "train %", _of_score("train", "accuracy"), _percent),
-        _metric("train_loss", "train loss", _of_score("train", "loss"), "{:.4f}".format, ascending=True),
-        _metric("time", "time", _of_summary("total_seconds"), duration, ascending=True),
-        _metric("images_per_second", "images/s", _of_summary("images_per_second"), "{:,.0f}".format),
-        _metric("memory", "memory MB", lambda r: _mega(r, "peak_memory_bytes"), "{:,.0f}".format, ascending=True),
-        _metric("parameters", "M params", lambda r: _mega(r, "parameters"), "{:.2f}".format, ascending=True),
-        _metric("steps", "steps", _of_summary("steps"), "{:,.0f}".format, ascending=True),
-    )
-}
-
-
-def _mega(record: RunRecord, name: str) -> float | None:
-    value = _of_summary(name)(record)
-    return None if value is None else value / 1e6
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.config.durations import to_steps
+from resnet_train.config.run import MAX_STEPS
 from resnet_train.runs.directory import CONFIG
 from resnet_train.runs.metrics_table import Row
 
@@ -37,7 +38,7 @@ def progress_of(
     saved = state.get("step") if isinstance(state, dict) else None
     saved = saved if isinstance(saved, int) and saved > 0 else 0
     measured, row = max(rows.items(), default=(0, {}))
-    step = max(measured, saved)
+    step = min(max(measured, saved), MAX_STEPS)
     per_epoch = _steps_per_epoch(measured, row.get("epoch", 0.0), config.get("batch_size"))
     total = _total_steps(config, per_epoch)
     split, accuracy = _newest_accuracy(rows)
@@ -66,9 +67,9 @@ def _steps_per_epoch(step: int, epoch: float, batch_size: Any) -> Fraction | Non
 
 def _total_steps(config: dict[str, Any], per_epoch: Fraction | None) -> int | None:
     steps, epochs = config.get("steps"), config.get("epochs")
-    if isinstance(steps, int):
-        return steps
-    return to_steps(epochs, per_epoch) if per_epoch is not None and isinstance(epochs, int) and epochs > 0 else None
+    if not isinstance(steps, int) and per_epoch is not None and isinstance(epochs, int) and epochs > 0:
+        steps = to_steps(epochs, per_epoch)
+    return steps if isinstance(steps, int) and 0 < steps <= MAX_STEPS else None
 
 
 def _newest_accuracy(rows: dict[int, Row]) -> tuple[str, float | None]:
