@@ -29,6 +29,7 @@ LOCK = ".lock"
 CONFIG = "config.yaml"
 INVOCATION = "invocation.json"
 MOST_CONFIG_BYTES, MOST_CONFIG_LEVELS = 1 << 20, 50  # of config.yaml, which may have come from a stranger
+_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 _package_logger = logging.getLogger("resnet_train")
 
@@ -167,7 +168,7 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     try:
         text = read_regular(path, limit=MOST_CONFIG_BYTES).decode("utf-8")
         check_harmless(text)
-        plain = yaml.safe_load(text)
+        plain = yaml.load(text, Loader=_LOADER)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -180,7 +181,7 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 def check_harmless(text: str) -> None:
     """Raise ``ValueError`` for YAML that would take gigabytes or minutes: aliases of aliases, thousands of levels."""
     depth = 0
-    for event in yaml.parse(text):
+    for event in yaml.parse(text, Loader=_LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > MOST_CONFIG_LEVELS:
             raise ValueError(f"expected no aliases, and at most {MOST_CONFIG_LEVELS} levels")
