@@ -30,12 +30,11 @@ const fixed = (value, digits) => value.toLocaleString("en-GB", { minimumFraction
 const percent = (value, digits = 2) => (value == null ? "–" : fixed(100 * value, digits) + " %");
 const whole = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en-GB"));
 const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))));
-const score = (value) => (metric.percent ? percent(value) : short(value));
+const score = (value) => ({ percent, duration, number: short })[metric.kind](value);
 
 function scoreAndDeviation(mean, sd) {
-  if (mean == null) return "–";
-  if (sd == null) return score(mean);
-  return metric.percent ? `${fixed(100 * mean, 2)} ± ${fixed(100 * sd, 2)} %` : `${short(mean)} ± ${short(sd)}`;
+  if (mean == null || sd == null) return score(mean);
+  return metric.kind === "percent" ? `${fixed(100 * mean, 2)} ± ${fixed(100 * sd, 2)} %` : `${score(mean)} ± ${score(sd)}`;
 }
 
 /** 3725 to "1:02:05", as in the terminal. */

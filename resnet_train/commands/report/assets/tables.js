@@ -1,6 +1,7 @@
 // The result in three figures, the table of configurations, what has not finished, two configurations side by side,
 // and what each run was made with.
 
+const ranked = data.sets.filter((set) => set.finished > 0); // configurations with a finished run, best first
 const runTitle = (run) => `${run.name}${run.seed == null ? "" : `, seed ${run.seed}`}`;
 
 function showHead() {
@@ -28,25 +29,26 @@ function showVerdict() {
     find("verdict").append(figure(null, make("strong", { class: "text" }, "No run has a result yet"), data.verdict.sure));
     return;
   }
-  const group = data.groups[best];
+  const group = data.sets[best];
   const spread = group.n > 1 ? `${metric.label}, mean ± standard deviation of ${group.n} seeds` : `${metric.label}, one run`;
-  const rank = data.groups.length > 1 ? `best of ${many(data.groups.length, "configuration")}` : "the only configuration with a result";
+  const rank = ranked.length > 1 ? `best of ${many(ranked.length, "configuration")}` : "the only configuration with a result";
   find("verdict").append(
     figure(best, make("strong", {}, scoreAndDeviation(group.mean, group.sd)), spread),
     figure(best, make("strong", { class: "text" }, group.label), rank),
   );
   if (next == null) {
-    find("verdict").append(figure(null, make("strong", { class: "text" }, "How sure?"), sure));
+    const mean = interval ? `${score(interval[0])} to ${score(interval[1])}` : "one seed";
+    find("verdict").append(figure(null, make("strong", { class: "text" }, mean), interval && "95 % interval of the mean", sure));
     return;
   }
-  const unit = (value) => (metric.percent ? fixed(100 * Math.abs(value), 2) : short(Math.abs(value)));
+  const unit = (value) => (metric.kind === "percent" ? fixed(100 * Math.abs(value), 2) : score(Math.abs(value)));
   const sign = (value) => (value < 0 ? "−" : "+") + unit(value);
-  const points = metric.percent ? " points" : "";
+  const points = metric.kind === "percent" ? " points" : "";
   const range = interval && `95 % interval of the difference: ${sign(interval[0])} to ${sign(interval[1])}${points}`;
   find("verdict").append(figure(
     next,
     make("strong", { class: "text" }, `${unit(difference)}${points} ${metric.lower ? "below" : "above"} the next`),
-    data.groups[next].label, range, sure,
+    data.sets[next].label, range, sure,
   ));
 }
 
@@ -65,23 +67,23 @@ function strip(group, number, [low, high]) {
 }
 
 function showConfigurations() {
-  if (!data.groups.length) return;
-  const ends = data.groups.flatMap((group) => [...group.results, group.mean - (group.sd ?? 0), group.mean + (group.sd ?? 0)]);
-  const range = [Math.min(...ends), Math.max(...ends)];
+  if (!ranked.length) return;
+  const ends = ranked.filter((group) => group.n).flatMap((group) => [...group.results, group.mean - (group.sd ?? 0), group.mean + (group.sd ?? 0)]);
+  const range = ends.length ? [Math.min(...ends), Math.max(...ends)] : [null, null];
   const result = { title: metric.label, number: true, value: (row) => row.mean, show: (row) => scoreAndDeviation(row.mean, row.sd) };
   const columns = [
     ...(data.keys.length ? [] : [{ title: "configuration", value: (row) => row.label }]),
     ...data.keys.map((key) => ({ title: key, value: (row) => row.columns[key] ?? null })),
     result,
     { title: "n", number: true, class: "plain", value: (row) => row.n },
-    { title: "", class: "plain", show: (row) => strip(row, data.groups.indexOf(row), range), below: make("span", { class: "quiet" }, `${score(range[0])} to ${score(range[1])}`) },
+    { title: "", class: "plain", show: (row) => (row.n ? strip(row, data.sets.indexOf(row), range) : ""), below: make("span", { class: "quiet" }, `${score(range[0])} to ${score(range[1])}`) },
     { title: "time", number: true, class: "plain", value: (row) => row.seconds, show: (row) => duration(row.seconds) },
     { title: "images/s", number: true, class: "plain", value: (row) => row.rate, show: (row) => whole(row.rate) },
   ];
-  columns.unshift({ title: "", class: "plain", show: (row) => swatch(data.groups.indexOf(row)) });
-  const best = data.groups[data.verdict.best];
-  const made = table("Configurations", columns, data.groups, {
-    sort: result, descending: !metric.lower, rowClass: (row) => (row === best && data.groups.length > 1 ? "best" : null), none: "no configuration has all these words",
+  columns.unshift({ title: "", class: "plain", show: (row) => swatch(data.sets.indexOf(row)) });
+  const best = data.sets[data.verdict.best];
+  const made = table("Configurations", columns, ranked, {
+    sort: result, descending: !metric.lower, rowClass: (row) => (row === best && ranked.length > 1 ? "best" : null), none: "no configuration has all these words",
   });
   const about = data.keys.length ? "only the keys that differ" : "all runs have the same configuration";
   begin("configurations", make("span", { class: "quiet" }, about), make("span", { class: "push" }, filterField("Filter configurations", made.filter))).append(made.element);
@@ -116,7 +118,7 @@ function showCompare() {
     const options = data.runs.map((run, index) => make("option", { value: index, selected: index === chosen }, `${run.label} – ${runTitle(run)}`));
     return make("select", { "aria-label": label, change: draw }, ...options);
   };
-  const firstOf = (number) => data.groups[number]?.runs[0];
+  const firstOf = (number) => data.sets[number]?.runs[0];
   const one = select("First run", firstOf(0) ?? 0);
   const other = select("Second run", firstOf(1) ?? (firstOf(0) === 1 ? 0 : 1));
   const all = make("input", { type: "checkbox", change: draw });
