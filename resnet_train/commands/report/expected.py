@@ -15,6 +15,7 @@ from resnet_train.cli.compose import compose
 from resnet_train.cli.overrides import key_of, parse, value_of
 from resnet_train.commands.report.identity import effective, identity, text_of
 from resnet_train.commands.report.records import RunRecord
+from resnet_train.commands.report.welch import t_quantile
 from resnet_train.config.expected import ExpectedConfig
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -22,13 +23,6 @@ from resnet_train.runs.directory import lasting
 from resnet_train.runs.resume import flatten
 
 FEWEST_SEEDS = 3
-# Student's t, 97.5 % quantiles by degrees of freedom. Between two of them the wider one is taken.
-# fmt: off
-_T = {
-    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179,
-    15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980,
-}
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def compare(accuracies: Sequence[float], expected: ExpectedConfig) -> tuple[str,
         if sum(parts) > 0:
             freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (expected.n - 1))
     error = math.sqrt(ours / n + theirs / expected.n)
-    reach = _T[max(degrees for degrees in _T if degrees <= max(1.0, freedom))] * error
+    reach = t_quantile(freedom) * error
     difference = statistics.fmean(accuracies) - expected.mean
     interval = difference - reach, difference + reach
     if interval[0] <= 0 <= interval[1]:

@@ -13,7 +13,7 @@ from resnet_train.commands.report.identity import FREE, effective, identity, req
 from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.records import RunRecord
 
-OPTIONS = ("model", "dataset", "optim", "schedule")  # groups of the configuration: an override names one by name
+OPTIONS = ("experiment", "model", "dataset", "optim", "schedule")  # what an override chooses by name; first columns
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,10 @@ def columns_of(
     """
     flats = [{key: text_of(value) for key, value in (effective(one) | _options(one)).items()} for one in examples]
     overridden = dict.fromkeys(key_of(override) for record in records for override in record.overrides)
-    chosen = [key for key in overridden if key not in ignored and _differ(flats, key)]
+    chosen = [
+        key for key in (*OPTIONS, *overridden) if key in overridden and key not in ignored and _differ(flats, key)
+    ]
+    chosen = list(dict.fromkeys(chosen))
     for key in dict.fromkeys((*OPTIONS, *(key for flat in flats for key in flat))):
         if key not in chosen and key not in ignored and _differ(flats, key) and not _determined(flats, key, by=chosen):
             chosen.append(key)

@@ -36,7 +36,7 @@ LOG_BYTES = 1 << 16  # of the end of train.log, which says what went wrong
 class RunRecord:
     """One run, as its directory tells of it."""
 
-    directory: Path  # of a sweep, for a job of it that has none yet
+    directory: Path  # not there yet, for a job of a sweep that waits
     status: str  # one of STATUSES
     config: dict[str, Any]  # saved, plain, nested; empty where none was saved yet
     overrides: list[str]  # that started it

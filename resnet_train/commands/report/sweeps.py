@@ -38,7 +38,14 @@ def waiting_jobs(sweep: Path, begun: Sequence[RunRecord]) -> list[RunRecord]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError, ConfigError, HydraException):
         return []
     known = {_identity(record.overrides) for record in begun}
-    return [RunRecord(sweep, "waiting", {}, job) for job in jobs if _identity(job) not in known]
+    given = [set(job) for job in jobs]
+    shared = set.intersection(*given) if len(jobs) > 1 else set()
+    # The path only names the job, until it has a directory of its own.
+    return [
+        RunRecord(sweep / " ".join(one for one in job if one not in shared), "waiting", {}, job)
+        for job in jobs
+        if _identity(job) not in known
+    ]
 
 
 def _planned(plain: dict[str, Any]) -> list[str]:

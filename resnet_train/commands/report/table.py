@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from resnet_train.runs.console import count, duration, printable, runnable
 
 SHOWN = ("accuracy", "loss", "time", "images_per_second")  # as many as there is room for, behind the chosen one
 MOST_LINES = 20  # runs of one status that are named; more are counted
-NARROWEST = 16  # of the column that takes all keys where they do not fit side by side
+NARROWEST = 28  # of the column that takes all keys where they do not fit side by side
 
 
 @dataclass(frozen=True)
@@ -89,26 +89,38 @@ def labels_of(report: Report) -> list[str]:
 
 def _rows(groups: Sequence[Group], metric: str, width: int) -> str:
     """One line for each group, if need be without the last columns, or with all keys in one that is folded."""
-    names = list(dict.fromkeys((metric, *SHOWN)))
+    wanted = list(dict.fromkeys((metric, *SHOWN)))
     keys = list(groups[0].columns)
-    while True:
-        numbers = [["n", *(METRICS[name].title for name in names)]]
-        numbers += [[str(group.n), *(METRICS[name].text(group.values_of(name)) for name in names)] for group in groups]
-        texts = [short(keys), *([printable(group.columns[key]) for key in keys] for group in groups)]
-        lines = _aligned(texts, numbers)
-        if max(map(len, lines)) <= width:
-            break
-        if len(names) > 2:
-            names.pop()
-            continue
-        lines = _folded(groups, keys, numbers, width)
-        break
-    left_out = [METRICS[name].title for name in dict.fromkeys((metric, *SHOWN)) if name not in names]
+    texts = [short(keys), *([printable(group.columns[key]) for key in keys] for group in groups)]
+    names, lines = _fitting(wanted, lambda names: _aligned(texts, _numbers(groups, names)), width)
+    if not lines:  # all keys in one column, which is folded
+        names, lines = _fitting(wanted, lambda names: _folded(groups, keys, _numbers(groups, names), width), width)
+    lines = lines or _folded(groups, keys, _numbers(groups, names), width)
+    left_out = [METRICS[name].title for name in wanted if name not in names]
     notes = [f"no room for {', '.join(left_out)}: a wider terminal or --csv shows them"] if left_out else []
     repeats = sum(len(group.repeats) for group in groups)
     if repeats:
         notes.append(f"{repeats} finished runs repeat a seed of their row and do not count")
     return "\n".join([*lines, *(_wrapped(f"({note})", width) for note in notes)])
+
+
+def _fitting(
+    wanted: Sequence[str], draw: Callable[[Sequence[str]], list[str]], width: int
+) -> tuple[Sequence[str], list[str]]:
+    """The most of the metrics ``wanted`` with which lines fit, and the lines; none where not even two do."""
+    for number in range(len(wanted), 1, -1):
+        lines = draw(wanted[:number])
+        if max(map(len, lines)) <= width:
+            return wanted[:number], lines
+    return wanted[:1], []
+
+
+def _numbers(groups: Sequence[Group], names: Sequence[str]) -> list[list[str]]:
+    header = ["n", *(METRICS[name].title for name in names)]
+    return [
+        header,
+        *([str(group.n), *(METRICS[name].text(group.values_of(name)) for name in names)] for group in groups),
+    ]
 
 
 def _aligned(texts: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]]) -> list[str]:
@@ -139,7 +151,8 @@ def _grade(group: Group, grade: Grade, width: int) -> str:
     expected = grade.expected
     ours = f"{grade.mean:.2f}" + ("" if grade.std is None else f" ± {grade.std:.2f}")
     theirs = f"{expected.mean:.2f}" + ("" if expected.spread is None else f" ± {expected.spread:.2f}")
-    text = f"{grade.recipe}: {grade.verdict}. Test accuracy {ours} % (n = {grade.n}), expected {theirs} % (n = {expected.n})"
+    text = f"{grade.recipe}: {grade.verdict}. Test accuracy {ours} % (n = {grade.n})"
+    text += f", expected {theirs} % (n = {expected.n})"
     if grade.interval is not None:
         low, high = grade.interval
         text += f"; the difference lies between {low:+.2f} and {high:+.2f} points with 95 % confidence"
