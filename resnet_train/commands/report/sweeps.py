@@ -34,7 +34,7 @@ def waiting_jobs(sweep: Path, begun: Sequence[RunRecord]) -> list[RunRecord]:
         check_harmless(text)
         overrides = _planned(yaml.safe_load(text))
         with started(parse([])):
-            jobs = list(islice(expand(overrides), MAX_JOBS))
+            jobs = list(islice(expand(overrides), MAX_JOBS)) if overrides else []
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError, ConfigError, HydraException):
         return []
     known = {_identity(record.overrides) for record in begun}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_sweep_at_work(shell: Shell, tiny_overrides: tuple[str, ...]) -> None:
         shell.wait_for("sweep", process)
         while not list(shell.folder.glob("sweep/*/metrics.csv")):
             assert process.poll() is None
+            time.sleep(0.05)
         (record,) = find([str(shell.folder)])
         assert record.status == "running"
         found = waiting_jobs(shell.folder / "sweep", [record])
