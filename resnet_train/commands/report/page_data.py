@@ -214,24 +214,25 @@ def _verdict(groups: Sequence[Group]) -> dict[str, Any]:
     """Which configuration is best, by how much, how sure."""
     ranked = [place for place, group in enumerate(groups) if group.mean is not None and math.isfinite(group.mean)]
     if not ranked:
-        return {"best": None, "sure": "What is known of the runs so far stands below."}
+        return {"best": None, "clear": False, "sure": "What is known of the runs so far stands below."}
     best = groups[ranked[0]]
     if len(ranked) == 1:
-        sure = "" if best.n > 1 else "One run: where another seed would land is unknown. More seeds (-m seed=1,2) show it."
+        sure = "" if best.n > 1 else "Where another seed would land is not known: -m seed=1,2 shows it."
         return {"best": ranked[0], "next": None, "interval": _plain(interval_of_mean(best.values)), "sure": sure}
     second = groups[ranked[1]]
     assert best.mean is not None and second.mean is not None
     interval = interval_of_difference(best.values, second.values)
+    clear = interval is not None and not interval[0] <= 0 <= interval[1]
     if interval is None:
-        sure = "Not known: the spread over seeds needs two runs of each. More seeds (-m seed=1,2) show it."
-    elif interval[0] <= 0 <= interval[1]:
-        sure = "Not sure: the spread over seeds alone may explain it."
+        sure = "Two runs of each are needed for the spread over seeds: add -m seed=1,2."
+    elif not clear:
+        sure = "The spread over seeds alone may explain it."
     else:
-        sure = "Clear: the spread over seeds alone does not explain it."
+        sure = "The spread over seeds alone does not explain it."
         if len(ranked) > 2:
             sure += f" Not corrected for having chosen the best of {len(ranked)}."
     return {"best": ranked[0], "next": ranked[1], "difference": number(best.mean - second.mean),
-            "interval": _plain(interval), "sure": sure}  # fmt: skip
+            "interval": _plain(interval), "clear": clear, "sure": sure}  # fmt: skip
 
 
 def _plain(interval: tuple[float, float] | None) -> list[float | None] | None:

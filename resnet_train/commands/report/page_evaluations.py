@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnet_train.runs.atomic import read_regular
 
-MOST_CLASSES, MOST_MISTAKES = 1000, 100
+MOST_CLASSES, MOST_MISTAKES = 1000, 50
 MOST_PIXELS, SHEET_WIDTH, SHEET_BYTES = 1 << 25, 1200, 150_000
 FIGURES = ("accuracy", "error", "top5", "loss", "balanced_accuracy", "calibration_error")
 TEXTS = ("split", "checkpoint", "tta")

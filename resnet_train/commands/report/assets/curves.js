@@ -7,12 +7,13 @@ const CHARTS = [
   { title: "Learning rate", tag: "lr" },
   { title: "Gradient norm", tag: "gradient_norm", log: true },
 ];
-const SPLITS = { test: "solid", val: "dash", train: "dot" };
+const SPLITS = { train: "dot", val: "dash", test: "solid" }; // the later ones are drawn over the earlier
 const MOST_DRAWN = 6; // configurations that are ticked at first: more lines are hard to tell apart
+const MOST_IN_ONE_BOX = 14; // lines that the box under the pointer names together
 
-const PLOT_OPTIONS = { displaylogo: false, responsive: true, plotlyServerURL: "", showLink: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const PLOT_OPTIONS = { displaylogo: false, responsive: true, plotlyServerURL: "", showLink: false, modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
 
-const view = { x: "epoch", seeds: "band", log: false, splits: new Set(Object.keys(SPLITS)), chosen: new Set() };
+const view = { x: "epoch", part: "all", seeds: "band", log: false, splits: new Set(Object.keys(SPLITS)), chosen: new Set() };
 
 /** What all charts have in common; colours are those of the theme. */
 function layout(more = {}) {
@@ -56,33 +57,49 @@ function tracesOf(set, number, tag, dash, chart) {
   const [stroke, split] = [groupColour(number), tag.includes("/") ? tag.split("/")[1] + " " : ""];
   const format = chart.percent ? ".2%" : ".4~g";
   // Few points are evaluations, which are marked with the shape of the configuration.
-  const style = { type: "scatter", mode: xs.length <= 30 ? "lines+markers" : "lines", line: { color: stroke, dash, width: dash === "solid" ? 2 : 1.4 }, marker: { color: stroke, size: 6, symbol: SHAPES[number % SHAPES.length] } };
+  const style = { type: "scatter", mode: xs.length <= 30 ? "lines+markers" : "lines", line: { color: stroke, dash, width: dash === "dot" ? 1.3 : 2 }, marker: { color: stroke, size: 6, symbol: SHAPES[number % SHAPES.length] } };
   if (view.seeds === "lines" || runs.length === 1) {
     return runs.filter((run) => run.curves[tag]).map((run) => ({
-      ...style, x: xs, y: run.curves[tag], opacity: runs.length > 1 ? 0.75 : 1, name: plain(`${split}${set.label}`),
-      meta: plain(split + set.label + (run.seed == null ? "" : `, seed ${run.seed}`)), hovertemplate: `%{y:${format}}  %{meta}<extra></extra>`,
+      ...style, x: xs, y: run.curves[tag], opacity: runs.length > 1 || dash === "dot" ? 0.7 : 1, name: plain(`${split}${set.label}`),
+      meta: [split, plain(set.label + (run.seed == null ? "" : `, seed ${run.seed}`))], hovertemplate: `%{y:${format}}  %{meta[0]}`,
     }));
   }
   const { x, mean, sd, n } = gather(runs, tag, xs);
   const edge = (sign) => mean.map((value, index) => value + sign * sd[index]);
   const low = view.log && chart.log ? edge(-1).map((value, index) => (value > 0 ? value : mean[index])) : edge(-1);
-  const band = { type: "scatter", mode: "lines", x: [...x, ...[...x].reverse()], y: [...edge(1), ...low.reverse()], fill: "toself", fillcolor: transparent(stroke, 0.18), line: { width: 0 }, hoverinfo: "skip", name: "band" };
+  const band = { type: "scatter", mode: "lines", x: [...x, ...[...x].reverse()], y: [...edge(1), ...low.reverse()], fill: "toself", fillcolor: transparent(stroke, 0.2), line: { width: 0 }, hoverinfo: "skip", name: "band" };
   const line = {
-    ...style, x, y: mean, name: plain(`${split}${set.label}`), customdata: sd.map((value, index) => [value, n[index]]),
-    meta: plain(split + set.label), hovertemplate: `%{y:${format}} ± %{customdata[0]:${format}} (n=%{customdata[1]})  %{meta}<extra></extra>`,
+    ...style, opacity: dash === "dot" ? 0.7 : 1, x, y: mean, name: plain(`${split}${set.label}`), customdata: sd.map((value, index) => [value, n[index]]),
+    meta: [split, plain(set.label)], hovertemplate: `%{y:${format}} ± %{customdata[0]:${format}} (n=%{customdata[1]})  %{meta[0]}`,
   };
   return [band, line];
+}
+
+/** The ranges of the axes: everything, or the second half, where runs come to differ, as high as what lies there. */
+function windowOf(traces, chart) {
+  const last = Math.max(0, ...traces.flatMap((trace) => trace.x));
+  if (view.part === "all" || !last) return { x: [0, last * 1.02 || 1] };
+  const values = traces.flatMap((trace) => trace.y.filter((value, index) => value != null && trace.x[index] >= last / 2));
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const edge = 0.05 * (high - low) || 1e-6;
+  const log = view.log && chart.log;
+  return { x: [last / 2, last * 1.01], y: { range: log ? [Math.log10(low), Math.log10(high)] : [low - edge, high + edge] } };
 }
 
 function drawCurves() {
   for (const chart of CHARTS) {
     if (!chart.place) continue;
-    const traces = data.sets.flatMap((set, number) => tagsOf(chart).flatMap(([tag, dash]) => tracesOf(set, number, tag, dash, chart)));
+    const traces = tagsOf(chart).flatMap(([tag, dash]) => data.sets.flatMap((set, number) => tracesOf(set, number, tag, dash, chart)));
     chart.empty.hidden = traces.length > 0;
-    const y = { type: view.log && chart.log ? "log" : "linear", tickformat: chart.percent ? ".0~%" : undefined, exponentformat: "power" };
+    // One box for all lines has their colours; a box for one line has room for its configuration.
+    const lines = traces.filter((trace) => trace.hovertemplate);
+    const together = lines.length <= MOST_IN_ONE_BOX;
+    for (const line of lines) line.hovertemplate += `${together ? "" : "<br>%{meta[1]}"}<extra></extra>`;
+    const window = windowOf(traces, chart);
+    const y = { ...window.y, type: view.log && chart.log ? "log" : "linear", tickformat: chart.percent ? ".0~%" : undefined, exponentformat: "power" };
     Plotly.react(chart.place, traces, layout({
-      xaxis: { title: { text: view.x }, hoverformat: view.x === "epoch" ? ".2~f" : ",d", range: chart.range },
-      yaxis: y, hovermode: traces.length > 14 ? "closest" : "x unified", dragmode: "zoom", uirevision: view.x + y.type,
+      xaxis: { title: { text: view.x }, unifiedhovertitle: { text: `${view.x} %{x}` }, hoverformat: view.x === "epoch" ? ".2~f" : ",d", range: window.x },
+      yaxis: y, hovermode: together ? "x unified" : "closest", hoverdistance: 40, dragmode: "zoom", uirevision: view.x + view.part + y.type,
     }), PLOT_OPTIONS);
   }
 }
@@ -140,9 +157,10 @@ function legend() {
 /** At first: the best configurations, by their finished runs, and those that are running. */
 function chooseFirst() {
   const finished = (set) => set.runs.filter((index) => data.runs[index].status === "finished");
+  const results = data.sets.some((set) => finished(set).length);
   data.sets.forEach((set, number) => {
     const running = set.runs.some((index) => data.runs[index].status === "running");
-    if (number >= MOST_DRAWN && !running) return;
+    if (!running && (number >= MOST_DRAWN || (results && !finished(set).length))) return;
     for (const index of finished(set).length ? finished(set) : set.runs) view.chosen.add(index);
   });
 }
@@ -170,6 +188,7 @@ function showCurves() {
   const controls = make("div", { class: "controls" }, shown,
     choices("Seeds", { band: "mean ± sd", lines: "each" }, "radio", (value) => value === view.seeds, (value) => { view.seeds = value; }),
     choices("x", { epoch: "epoch", step: "step" }, "radio", (value) => value === view.x, (value) => { view.x = value; }),
+    choices("Part", { all: "all", end: "second half" }, "radio", (value) => value === view.part, (value) => { view.part = value; }),
     choices("Scale", { log: "log loss" }, "checkbox", () => view.log, (_, on) => { view.log = on; }));
   const charts = CHARTS.filter((chart) => [...tags].some((tag) => tag.split("/")[0] === chart.tag)).map((chart) => {
     chart.place = make("div", { class: "plot", role: "img", "aria-label": `${chart.title} by ${view.x}` });

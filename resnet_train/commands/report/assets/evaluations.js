@@ -13,7 +13,9 @@ function showEvaluations() {
   function show() {
     const found = data.evaluations[select.value];
     const plots = [];
-    place.replaceChildren(figures(found), make("div", { class: "two" }, confusion(found, plots), calibration(found, plots)), classes(found), mistakes(found));
+    const [matrix, most] = confusion(found, plots);
+    place.replaceChildren(...figures(found), make("div", { class: "two" }, matrix, make("div", {}, calibration(found, plots), most)));
+    place.append(...[classes(found), mistakes(found)].filter(Boolean));
     draw = () => { for (const plot of plots) plot(); };
     draw();
   }
@@ -30,10 +32,10 @@ function figures(found) {
     ["balanced accuracy", found.balanced_accuracy == null ? null : percent(found.balanced_accuracy)],
     ["macro F1", found.macro_f1 == null ? null : percent(found.macro_f1)],
     ["calibration error", found.calibration_error == null ? null : percent(found.calibration_error)],
-    ["measured with", found.split, `${found.checkpoint}, step ${whole(found.step)}, TTA ${found.tta}`],
   ];
-  return make("dl", { class: "facts" }, ...facts.filter(([, value]) => value != null).map(([name, value, small]) =>
-    make("div", {}, make("dt", {}, name), make("dd", {}, value, small ? make("small", {}, small) : null))));
+  const how = `${found.split} split, checkpoint ${found.checkpoint} (step ${whole(found.step)}), test-time augmentation: ${found.tta}`;
+  return [make("p", { class: "quiet" }, how), make("dl", { class: "facts" }, ...facts.filter(([, value]) => value != null).map(([name, value, small]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, value, small ? make("small", {}, small) : null))))];
 }
 
 // ---------------------------------------------------------------------------------------------------------- confusion
@@ -49,7 +51,7 @@ function dense(found) {
 }
 
 function confusion(found, plots) {
-  if (!found.confusion) return null;
+  if (!found.confusion) return [null, null];
   const counts = dense(found);
   const totals = counts.map((row) => row.reduce((sum, count) => sum + count, 0));
   const share = (row, column) => (totals[row] ? counts[row][column] / totals[row] : 0);
@@ -67,27 +69,29 @@ function confusion(found, plots) {
   ], pairs.slice(0, 20), { sort: number, descending: true, none: "no mistakes" });
   function draw() {
     const names = found.classes.map(plain);
-    const positions = names.map((_, index) => index); // names may occur twice
+    const unique = new Set(names).size === size ? names : names.map((name, index) => `${name} (${index})`);
     const z = counts.map((row, label) => row.map((_, prediction) => (only.checked && label === prediction ? null : share(label, prediction))));
     // From the ground to one hue: what is nothing disappears, in both themes.
     const scale = [[0, colour("ground")], [0.15, colour("heat-1")], [0.5, colour("heat-2")], [1, colour("heat-3")]];
     const few = size <= 30;
-    const ticks = few ? { tickvals: positions, ticktext: names } : { nticks: 10 };
-    const axis = { ...ticks, showgrid: false, zeroline: false, constrain: "domain", hoverformat: "d" };
+    // As categories, names are thinned where they have no room, and appear when one zooms in.
+    const axis = { type: "category", ...(few ? { dtick: 1 } : {}), tickangle: few ? -45 : 0, showgrid: false, zeroline: false, constrain: "domain" };
     const text = counts.map((row, label) => row.map((_, prediction) => plain(`${found.classes[label]} taken for ${found.classes[prediction]}: ${whole(counts[label][prediction])} of ${whole(totals[label])} (${percent(share(label, prediction), 1)})`)));
     const written = counts.map((row, label) => row.map((count, prediction) => (count && !(only.checked && label === prediction) ? whole(count) : "")));
     Plotly.react(place, [{
-      type: "heatmap", z, colorscale: scale, zmin: 0, showscale: !few || size > CELLS_WITH_TEXT, hovertext: text, hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false,
-      text: written, texttemplate: size <= CELLS_WITH_TEXT ? "%{text}" : undefined, textfont: { size: size > 12 ? 9 : 11 },
-      xgap: few ? 1 : 0, ygap: few ? 1 : 0, colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".0%" },
+      type: "heatmap", x: unique, y: unique, z, colorscale: scale, zmin: 0, showscale: !few || size > CELLS_WITH_TEXT, hovertext: text, hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false,
+      text: written, texttemplate: size <= CELLS_WITH_TEXT ? "%{text}" : undefined, textfont: { size: size > 12 || place.clientWidth < 480 ? 9 : 11 },
+      xgap: few ? 1 : 0, ygap: few ? 1 : 0, colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".1~%" },
     }], layout({
-      xaxis: { ...axis, title: { text: few ? "prediction" : "prediction (number of the class)" }, side: "bottom", tickangle: few ? -45 : 0 },
-      yaxis: { ...axis, title: { text: few ? "label" : "label (number of the class)" }, autorange: "reversed", scaleanchor: "x" },
+      xaxis: { ...axis, title: { text: "prediction" } },
+      yaxis: { ...axis, tickangle: 0, title: { text: "label" }, autorange: "reversed", scaleanchor: "x" },
     }), PLOT_OPTIONS);
   }
   plots.push(draw);
-  return make("div", {}, make("div", { class: "head" }, make("h3", {}, "Confusion matrix"), make("label", { class: "quiet" }, only, " mistakes only")),
-    place, make("h3", { class: "gap" }, "Confused most"), most.element);
+  return [
+    make("div", {}, make("div", { class: "head" }, make("h3", {}, "Confusion matrix"), make("label", { class: "quiet" }, only, " mistakes only")), place),
+    make("div", { class: "some gap" }, make("h3", {}, "Confused most"), most.element),
+  ];
 }
 
 // -------------------------------------------------------------------------------------------------------- calibration

@@ -24,7 +24,7 @@ function figure(mark, strong, ...lines) {
 
 /** Which configuration is best, by how much, how sure. */
 function showVerdict() {
-  const { best, next, difference, interval, sure } = data.verdict;
+  const { best, next, difference, interval, clear, sure } = data.verdict;
   if (best == null) {
     find("verdict").append(figure(null, make("strong", { class: "text" }, "No run has a result yet"), data.verdict.sure));
     return;
@@ -33,11 +33,11 @@ function showVerdict() {
   const spread = group.n > 1 ? `${metric.label}, mean ± standard deviation of ${group.n} seeds` : `${metric.label}, one run`;
   const rank = ranked.length > 1 ? `best of ${many(ranked.length, "configuration")}` : "the only configuration with a result";
   find("verdict").append(
-    figure(best, make("strong", {}, scoreAndDeviation(group.mean, group.sd)), spread),
     figure(best, make("strong", { class: "text" }, group.label), rank),
+    figure(best, make("strong", {}, scoreAndDeviation(group.mean, group.sd)), spread),
   );
   if (next == null) {
-    const mean = interval ? `${score(interval[0])} to ${score(interval[1])}` : "one seed";
+    const mean = interval ? `${score(interval[0])} to ${score(interval[1])}` : "One seed";
     find("verdict").append(figure(null, make("strong", { class: "text" }, mean), interval && "95 % interval of the mean", sure));
     return;
   }
@@ -48,7 +48,7 @@ function showVerdict() {
   find("verdict").append(figure(
     next,
     make("strong", { class: "text" }, `${unit(difference)}${points} ${metric.lower ? "below" : "above"} the next`),
-    data.sets[next].label, range, sure,
+    make("span", {}, make("em", { class: clear ? "good" : "warn" }, clear ? "Clear. " : "Not sure. "), sure), data.sets[next].label, range,
   ));
 }
 
@@ -71,12 +71,13 @@ function showConfigurations() {
   const ends = ranked.filter((group) => group.n).flatMap((group) => [...group.results, group.mean - (group.sd ?? 0), group.mean + (group.sd ?? 0)]);
   const range = ends.length ? [Math.min(...ends), Math.max(...ends)] : [null, null];
   const result = { title: metric.label, number: true, value: (row) => row.mean, show: (row) => scoreAndDeviation(row.mean, row.sd) };
+  const keys = data.keys.filter((key) => new Set(ranked.map((set) => set.columns[key])).size > 1);
   const columns = [
-    ...(data.keys.length ? [] : [{ title: "configuration", value: (row) => row.label }]),
-    ...data.keys.map((key) => ({ title: key, value: (row) => row.columns[key] ?? null })),
+    ...(keys.length ? [] : [{ title: "configuration", value: (row) => row.label }]),
+    ...keys.map((key) => ({ title: key, value: (row) => row.columns[key] ?? null })),
     result,
     { title: "n", number: true, class: "plain", value: (row) => row.n },
-    { title: "", class: "plain", show: (row) => (row.n ? strip(row, data.sets.indexOf(row), range) : ""), below: make("span", { class: "quiet" }, `${score(range[0])} to ${score(range[1])}`) },
+    ...(range[0] < range[1] ? [{ title: "", class: "plain", show: (row) => (row.n ? strip(row, data.sets.indexOf(row), range) : ""), below: make("span", { class: "quiet" }, `${score(range[0])} to ${score(range[1])}`) }] : []),
     { title: "time", number: true, class: "plain", value: (row) => row.seconds, show: (row) => duration(row.seconds) },
     { title: "images/s", number: true, class: "plain", value: (row) => row.rate, show: (row) => whole(row.rate) },
   ];
@@ -85,7 +86,7 @@ function showConfigurations() {
   const made = table("Configurations", columns, ranked, {
     sort: result, descending: !metric.lower, rowClass: (row) => (row === best && ranked.length > 1 ? "best" : null), none: "no configuration has all these words",
   });
-  const about = data.keys.length ? "only the keys that differ" : "all runs have the same configuration";
+  const about = keys.length ? "only the keys that differ" : "";
   begin("configurations", make("span", { class: "quiet" }, about), make("span", { class: "push" }, filterField("Filter configurations", made.filter))).append(made.element);
 }
 
@@ -97,13 +98,13 @@ function showUnfinished() {
   const status = { title: "status", value: (run) => run.status, show: (run) => make("span", { class: kinds[run.status] ?? "quiet" }, run.status) };
   const columns = [
     status,
-    { title: "configuration", value: (run) => run.label },
+    { title: "configuration", class: "long", value: (run) => run.label },
     { title: "seed", number: true, value: (run) => run.seed },
     { title: "epoch", number: true, value: (run) => at(run).epoch, show: (run) => (at(run).epoch == null ? "–" : `${fixed(at(run).epoch, 1)}${at(run).epochs == null ? "" : " of " + short(at(run).epochs)}`) },
     { title: "accuracy so far", number: true, value: (run) => at(run).accuracy, show: (run) => (at(run).accuracy == null ? "–" : `${at(run).split} ${percent(at(run).accuracy)}`) },
     { title: "time left", number: true, value: (run) => at(run).seconds_left, show: (run) => duration(at(run).seconds_left) },
     { title: "directory", value: (run) => run.name },
-    ...(rows.some((run) => run.error) ? [{ title: "error", value: (run) => run.error }] : []),
+    ...(rows.some((run) => run.error) ? [{ title: "error", class: "long", value: (run) => run.error }] : []),
   ];
   begin("unfinished", make("span", { class: "quiet" }, "their results do not count above")).append(table("Runs that have not finished", columns, rows, { sort: status, descending: true }).element);
 }
@@ -170,7 +171,7 @@ function runFacts(run) {
 function showRuns() {
   const entries = data.runs.map((run) => {
     const result = run.result == null ? run.status : score(run.result);
-    const head = make("summary", {}, run.set == null ? null : swatch(run.set), ` ${run.label} – ${runTitle(run)} `, make("strong", {}, result));
+    const head = make("summary", {}, run.set == null ? null : swatch(run.set), " ", make("strong", {}, result), ` ${run.label} – ${runTitle(run)}`);
     const details = make("details", { class: "run" }, head);
     details.addEventListener("toggle", () => details.append(...runFacts(run)), { once: true });
     return { details, text: head.textContent + run.command };
