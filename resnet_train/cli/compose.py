@@ -138,7 +138,8 @@ def compose_saved(request: Request, saved: dict[str, Any]) -> Composed:
         raise ConfigError(f"resume: the saved configuration has the key {unknown[0]!r}, which this version lacks")
     options = {group: _saved_option(group, saved) for group in GROUPS if group not in given}
     values = {key: value for key, value in saved.items() if key not in given & set(GROUPS)}
-    values |= {"resume": None, "resume_force": False}  # of the session that saved it, not of this one
+    # Of the session that saved it, not of this one; and of the recipe, not of the run.
+    values |= {"resume": None, "resume_force": False, "expected": None}
     defaults: list[Any] = ["schema/train@_here_"]
     defaults += [{f"schema/{group}@{group}": option} for group, option in options.items()]
     defaults += [{group: "???"} for group in GROUPS if group in given]  # the overrides say which

@@ -147,11 +147,11 @@ def log_file(directory: Path) -> Iterator[None]:
 
 
 def lasting(config: Config) -> dict[str, Any]:
-    """``config`` as it is saved: plain, with absolute paths, and without what concerns one session alone.
+    """``config`` as it is saved: plain, with absolute paths, and without what concerns one session or its recipe alone.
 
-    A change is forced once, not whenever the run is resumed.
+    A change is forced once, not whenever the run is resumed. What a recipe expects is asked of the recipe.
     """
-    return with_absolute_paths(asdict(config)) | {"resume": None, "resume_force": False}
+    return with_absolute_paths(asdict(config)) | {"resume": None, "resume_force": False, "expected": None}
 
 
 def write_config(config: Config, directory: Path) -> None:

@@ -136,7 +136,8 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if key not in ("resume", "resume_force") and (before.get(key), key in before) != (after.get(key), key in after)
+        if key.partition(".")[0] not in ("resume", "resume_force", "expected")
+        and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 
 

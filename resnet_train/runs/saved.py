@@ -95,8 +95,8 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
-    """Whether two configurations differ in more than what concerns one session alone."""
-    session = {"resume": None, "resume_force": False}
+    """Whether two configurations differ in more than what concerns one session or the recipe alone."""
+    session = {"resume": None, "resume_force": False, "expected": None}
     return saved is not None and said | session != saved | session
 
 

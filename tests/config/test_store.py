@@ -127,6 +127,7 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "resume": None,
         "resume_force": False,
         "init_from": None,
+        "expected": None,
     }
 
 

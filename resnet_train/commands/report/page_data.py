@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_train.commands.report.groups import METRICS, Group, effective, text_of
+from resnet_train.commands.report.groups import Group
+from resnet_train.commands.report.identity import effective, text_of
+from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.page_evaluations import Room, read_evaluation
 from resnet_train.commands.report.records import STATUSES, RunRecord
 from resnet_train.commands.report.welch import interval_of_difference, interval_of_mean
