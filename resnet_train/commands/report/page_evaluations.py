@@ -137,8 +137,10 @@ def _mistakes(content: bytes) -> tuple[str, list[list[Any]]]:
     head = next(lines, [])
     if len(head) < 4 or head[1:4] != ["label", "prediction", "confidence"]:
         raise ValueError("expected the columns index or path, label, prediction, confidence")
-    rows = [[*row[:3], _number(float(row[3]))] for row, _ in zip(lines, range(MOST_MISTAKES), strict=False)]
-    return head[0], [[int(row[0]) if row[0].isdecimal() else row[0], *row[1:]] for row in rows]
+    found: list[list[Any]] = []
+    for (name, label, prediction, confidence, *_), _ in zip(lines, range(MOST_MISTAKES), strict=False):
+        found.append([int(name) if name.isdecimal() else name, label, prediction, _number(float(confidence))])
+    return head[0], found
 
 
 def _sheet(content: bytes) -> str:
