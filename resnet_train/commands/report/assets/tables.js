@@ -139,48 +139,36 @@ function showConfigurations() {
   ).append(made.element);
 }
 
-/** What the runs of a recipe reached, against what its source gives. */
+/** What the runs of a recipe reached, against what its source gives, and in what the two are not alike. */
 function showGrades() {
   const rows = ranked.filter((set) => set.grade);
   if (!rows.length) return;
   const kinds = { above: "good", below: "bad", "too few seeds": "warn" };
   const points = (value) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), 2)}`;
-  const measured = (mean, sd, n) => `${fixed(mean, 2)}${sd == null ? "" : ` ± ${fixed(sd, 2)}`} % (n = ${n})`;
-  const why = ({ expected, differences }) => {
-    const items = differences.map((text) => make("li", {}, text));
-    const head = make("summary", {}, differences.length ? many(differences.length, "difference") : "measured alike");
-    return make("div", {}, expected.source, make("details", { class: "quiet" }, head, make("ul", {}, ...items)));
+  const result = (mean, sd, n) => `${fixed(mean, 2)}${sd == null ? "" : ` ± ${fixed(sd, 2)}`} % (n = ${n})`;
+  const grade = (set) => {
+    const { recipe, verdict, mean, std, n, interval, expected, differences } = set.grade;
+    const said = `${result(mean, std, n)}, expected ${result(expected.mean, expected.spread, expected.n)}`;
+    const reach = interval ? `; 95 % interval of the difference ${interval.map(points).join(" to ")} points` : "";
+    const head = make("summary", {}, `${many(differences.length, "difference")} of protocol`);
+    const list = make("ul", {}, ...differences.map((text) => make("li", {}, text)));
+    return make(
+      "div",
+      { class: "grade" },
+      make(
+        "p",
+        {},
+        swatch(data.sets.indexOf(set)),
+        ` ${recipe} `,
+        make("strong", { class: kinds[verdict] ?? null }, verdict),
+      ),
+      make("p", {}, `${said}${reach}`),
+      make("p", { class: "quiet" }, `${rows.length > 1 ? `${set.label}; ` : ""}expected by ${expected.source}`),
+      differences.length ? make("details", {}, head, list) : null,
+    );
   };
-  const columns = [
-    { title: "recipe", value: (row) => row.grade.recipe },
-    ...(ranked.length > 1 ? [{ title: "configuration", class: "long", value: (row) => row.label }] : []),
-    {
-      title: "test accuracy",
-      number: true,
-      value: (row) => row.grade.mean,
-      show: ({ grade }) => measured(grade.mean, grade.std, grade.n),
-    },
-    {
-      title: "expected",
-      number: true,
-      value: (row) => row.grade.expected.mean,
-      show: ({ grade }) => measured(grade.expected.mean, grade.expected.spread, grade.expected.n),
-    },
-    {
-      title: "verdict",
-      value: (row) => row.grade.verdict,
-      show: ({ grade }) => make("strong", { class: kinds[grade.verdict] ?? null }, grade.verdict),
-    },
-    {
-      title: "95 % interval of the difference",
-      number: true,
-      value: (row) => row.grade.interval?.[0] ?? null,
-      show: ({ grade }) => (grade.interval ? `${grade.interval.map(points).join(" to ")} points` : "–"),
-    },
-    { title: "source, and what is not alike", class: "long", show: (row) => why(row.grade) },
-  ];
-  const about = "within: the spread over seeds explains the difference";
-  begin("recipes", make("span", { class: "quiet" }, about)).append(table("Against the recipe", columns, rows).element);
+  const about = "within: the spread over seeds alone explains the difference";
+  begin("recipes", make("span", { class: "quiet" }, about)).append(make("div", { class: "two" }, ...rows.map(grade)));
 }
 
 function showUnfinished() {
