@@ -67,7 +67,7 @@ class Recipes:
             std=statistics.stdev(results) if len(results) > 1 else None,
             interval=interval,
             verdict=verdict,
-            differences=differences(runs[0], lasting(recipe), recipe.expected),
+            differences=differences(runs, lasting(recipe), recipe.expected),
         )
 
     def _compose(self, words: tuple[str, ...]) -> Config | None:
@@ -99,19 +99,20 @@ def compare(accuracies: Sequence[float], expected: ExpectedConfig) -> tuple[str,
             freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (expected.n - 1))
     error = math.sqrt(ours / n + theirs / expected.n)
     reach = t_quantile(freedom) * error
-    difference = statistics.fmean(accuracies) - expected.mean
+    difference = round(statistics.fmean(accuracies) - expected.mean, 9)  # 88.24 in binary is not 100 * 0.8824
     interval = difference - reach, difference + reach
     if interval[0] <= 0 <= interval[1]:
         return "within", interval
     return ("above" if difference > 0 else "below"), interval
 
 
-def differences(run: RunRecord, recipe: dict[str, Any], expected: ExpectedConfig) -> list[str]:
-    """In what the run and the source of ``expected`` were not trained or measured alike, a line each.
+def differences(runs: Sequence[RunRecord], recipe: dict[str, Any], expected: ExpectedConfig) -> list[str]:
+    """In what ``runs`` of one configuration and the source were not trained or measured alike, a line each.
 
-    First the run against the recipe, key by key; then its precision and its choice of the result against the source;
-    then what the recipe itself says of its source.
+    First the runs against the recipe, key by key; then their precision and their choice of the result against the
+    source; then what was forced at resume, and what the recipe itself says of its source.
     """
+    run = runs[0]
     ours, theirs = effective(run), flatten(recipe)
     keys = dict.fromkeys((*identity(theirs), *identity(ours)))
     pairs = {key: (text_of(ours.get(key)), text_of(theirs.get(key))) for key in keys if key != "precision"}
@@ -128,4 +129,5 @@ def differences(run: RunRecord, recipe: dict[str, Any], expected: ExpectedConfig
             found.append(f"result: {rule}; the source does not say whether it gives the last or the best one")
         case "last" if "best" in rule:
             found.append(f"result: {rule}; the source gives the last one")
+    found += [f"forced at resume: {one}" for each in runs if each.summary is not None for one in each.summary.forced]
     return [*found, *(f"source: {text}" for text in protocol.differs)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_train.cli.overrides import key_of
 from resnet_train.commands.report.expected import Grade, Recipes, recipe_of
-from resnet_train.commands.report.identity import FREE, effective, identity, requested_keys, text_of
+from resnet_train.commands.report.identity import effective, identity, requested_keys, text_of
 from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.records import RunRecord
 
@@ -75,7 +75,7 @@ def gather(records: Sequence[RunRecord], *, metric: str = "accuracy") -> list[Gr
     for record in known:
         gathered.setdefault(frozenset(identity(effective(record), requested).items()), []).append(record)
     members = list(gathered.values())
-    columns = columns_of([group[0] for group in members], known, ignored=FREE - requested)
+    columns = columns_of([group[0] for group in members], known, requested)
     recipes, groups = Recipes(), []
     for group, own in zip(members, columns, strict=True):
         group.sort(key=lambda record: (record.seed or 0, record.directory))
@@ -109,7 +109,7 @@ def _by_seed(finished: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRe
 
 
 def columns_of(
-    examples: Sequence[RunRecord], records: Sequence[RunRecord], *, ignored: Collection[str]
+    examples: Sequence[RunRecord], records: Sequence[RunRecord], requested: Collection[str]
 ) -> list[dict[str, str]]:
     """For one run of each group the keys in which the groups differ, and its values.
 
@@ -117,13 +117,12 @@ def columns_of(
     determined by them: that another network has another depth needs no column of its own.
     """
     flats = [{key: text_of(value) for key, value in (effective(one) | _options(one)).items()} for one in examples]
+    keys = dict.fromkeys((*OPTIONS, *(key for one in examples for key in identity(effective(one), requested))))
+    differing = [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
     overridden = dict.fromkeys(key_of(override) for record in records for override in record.overrides)
-    chosen = [
-        key for key in (*OPTIONS, *overridden) if key in overridden and key not in ignored and _differ(flats, key)
-    ]
-    chosen = list(dict.fromkeys(chosen))
-    for key in dict.fromkeys((*OPTIONS, *(key for flat in flats for key in flat))):
-        if key not in chosen and key not in ignored and _differ(flats, key) and not _determined(flats, key, by=chosen):
+    chosen = [key for key in dict.fromkeys((*OPTIONS, *overridden)) if key in overridden and key in differing]
+    for key in differing:
+        if key not in chosen and not _determined(flats, key, by=chosen):
             chosen.append(key)
     return [{key: flat.get(key, "") for key in chosen} for flat in flats]
 
@@ -134,10 +133,6 @@ def _options(record: RunRecord) -> dict[str, Any]:
     found = {option: node.get("name") for option, node in nodes.items() if isinstance(node, dict)}
     recipe = recipe_of(record)
     return found if recipe is None else found | {"experiment": recipe}
-
-
-def _differ(flats: Sequence[dict[str, str]], key: str) -> bool:
-    return len({flat.get(key) for flat in flats}) > 1
 
 
 def _determined(flats: Sequence[dict[str, str]], key: str, *, by: Sequence[str]) -> bool:

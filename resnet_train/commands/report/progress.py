@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from resnet_train.runs.directory import CONFIG
 from resnet_train.runs.metrics_table import Row
 
 METRICS = "metrics.csv"
+LONGEST_SECONDS = 1e10  # a stranger's clock may say anything
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,17 @@ def progress_of(
     state = content.get("state")
     saved = state.get("step") if isinstance(state, dict) else None
     saved = saved if isinstance(saved, int) and saved > 0 else 0
+    rows = {step: row for step, row in sorted(rows.items()) if 0 < step <= MAX_STEPS}
     measured, row = max(rows.items(), default=(0, {}))
-    step = min(max(measured, saved), MAX_STEPS)
+    step = max(measured, min(saved, MAX_STEPS))
     per_epoch = _steps_per_epoch(measured, row.get("epoch", 0.0), config.get("batch_size"))
     total = _total_steps(config, per_epoch)
     split, accuracy = _newest_accuracy(rows)
     images_per_second, seconds_per_step = _pace(directory, config, content, saved=saved, measured=measured)
     seconds_left = None
     if running and total is not None and seconds_per_step is not None:
-        seconds_left = max(0.0, (total - step) * seconds_per_step - _age(directory / METRICS))
+        since = max(0.0, time.time() - _written(directory / METRICS))
+        seconds_left = min(max(0.0, (total - step) * seconds_per_step - since), LONGEST_SECONDS)
     return Progress(
         step=step,
         total_steps=total,
@@ -74,9 +78,9 @@ def _total_steps(config: dict[str, Any], per_epoch: Fraction | None) -> int | No
 
 def _newest_accuracy(rows: dict[int, Row]) -> tuple[str, float | None]:
     for split in ("val", "test", "train"):
-        for _, row in sorted(rows.items(), reverse=True):
-            if f"accuracy/{split}" in row:
-                return split, row[f"accuracy/{split}"]
+        for row in reversed(rows.values()):
+            if math.isfinite(accuracy := row.get(f"accuracy/{split}", math.nan)):
+                return split, accuracy
     return "", None
 
 
@@ -92,20 +96,20 @@ def _pace(
     numbers = (
         [clock.get(key) for key in ("images", "train_seconds", "earlier_seconds")] if isinstance(clock, dict) else []
     )
-    known = [float(number) for number in numbers if isinstance(number, int | float) and 0 < number < float("inf")]
+    known = [float(number) for number in numbers if isinstance(number, int | float) and 0 < number < LONGEST_SECONDS]
     if saved and len(known) == 3:
         images, train_seconds, seconds = known
         return images / train_seconds, seconds / saved
     batch_size = config.get("batch_size")
-    seconds = _age(directory / CONFIG) - _age(directory / METRICS)
-    if saved or not measured or not isinstance(batch_size, int) or seconds <= 0:
+    seconds = _written(directory / METRICS) - _written(directory / CONFIG)
+    if saved or not measured or not isinstance(batch_size, int) or not seconds > 0:
         return None, None
     return measured * batch_size / seconds, seconds / measured
 
 
-def _age(path: Path) -> float:
-    """Seconds since a file was written; 0 for one that is not there."""
+def _written(path: Path) -> float:
+    """When a file was written, in seconds since 1970; NaN for one that is not there."""
     try:
-        return max(0.0, time.time() - path.stat().st_mtime)
+        return path.stat().st_mtime
     except OSError:
-        return 0.0
+        return math.nan

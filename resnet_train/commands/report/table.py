@@ -14,6 +14,7 @@ from resnet_train.commands.report.groups import Group
 from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.records import STATUSES, RunRecord, counts
 from resnet_train.runs.console import count, duration, printable, runnable
+from resnet_train.runs.directory import LOG
 
 SHOWN = ("accuracy", "loss", "time", "images_per_second")  # as many as there is room for, behind the chosen one
 MOST_LINES = 20  # runs of one status that are named; more are counted
@@ -66,19 +67,16 @@ def labels_of(report: Report) -> list[str]:
     """What tells each record from the others: what its group differs in from others, and its seed."""
     groups = {id(run): group for group in report.groups for run in (*group.runs, *group.repeats, *group.others)}
     keys = list(dict.fromkeys(key for group in report.groups for key in group.columns))
-    seeds = {record.seed for record in report.records if record.config} | {
-        value_of(one)
-        for record in report.records
-        if not record.config
-        for one in record.overrides
-        if key_of(one) == "seed"
-    }
+    given = [{key_of(one): value_of(one) for one in record.overrides} for record in report.records]
+    seeds = [
+        str(record.seed) if record.seed is not None else values.get("seed")
+        for record, values in zip(report.records, given, strict=True)
+    ]
     found = []
-    for record in report.records:
-        given = {key_of(one): value_of(one) for one in record.overrides}
-        values = groups[id(record)].columns if id(record) in groups else {key: given.get(key, "") for key in keys}
-        seed = record.seed if record.seed is not None else given.get("seed")
-        values = values | ({"seed": str(seed)} if seed is not None and len(seeds) > 1 else {})
+    for record, overrides, seed in zip(report.records, given, seeds, strict=True):
+        values = groups[id(record)].columns if id(record) in groups else {key: overrides.get(key, "") for key in keys}
+        if seed is not None and len(set(seeds)) > 1:
+            values = values | {"seed": seed}
         words = [f"{name}={value}" for name, value in zip(short(list(values)), values.values(), strict=True) if value]
         found.append(printable(" ".join(words) or record.directory.name))
     return found
@@ -100,7 +98,7 @@ def _rows(groups: Sequence[Group], metric: str, width: int) -> str:
     notes = [f"no room for {', '.join(left_out)}: a wider terminal or --csv shows them"] if left_out else []
     repeats = sum(len(group.repeats) for group in groups)
     if repeats:
-        notes.append(f"{repeats} finished runs repeat a seed of their row and do not count")
+        notes.append(f"finished runs that repeat a seed of their row, and do not count: {repeats}")
     return "\n".join([*lines, *(_wrapped(f"({note})", width) for note in notes)])
 
 
@@ -206,8 +204,10 @@ def _where(record: RunRecord) -> str:
     match record.status:
         case "waiting" if not record.config:
             return ""
-        case "interrupted" | "failed" if record.config:
+        case "interrupted" if record.config:
             return printable(runnable("resnet-train", f"resume={place}"))
+        case "failed":
+            return printable(str(Path(place, LOG)))
     return printable(place)
 
 
