@@ -48,6 +48,10 @@ function duration(seconds) {
   return `${Math.floor(all / 3600)}:${two(Math.floor(all / 60) % 60)}:${two(all % 60)}`;
 }
 
+/** The smallest and the largest of any number of values. */
+const extent = (values) =>
+  values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+
 const many = (number, one, more = one + "s") => `${whole(number)} ${number === 1 ? one : more}`;
 
 // -------------------------------------------------------------------------------------------------------------- theme
@@ -136,9 +140,10 @@ function filterField(label, show) {
   return make("input", { type: "search", placeholder: label, "aria-label": label, input: read });
 }
 
-/** Compare as people do: numbers by size, "resnet9" before "resnet20", what is missing last. */
+/** Compare as people do: numbers by size, written as 0.1 or 1e-5, and "resnet9" before "resnet20". */
 function compare(one, other) {
-  if (typeof one === "number" && typeof other === "number") return one - other;
+  const difference = one === "" || other === "" ? NaN : Number(one) - Number(other);
+  if (!Number.isNaN(difference)) return difference;
   return String(one).localeCompare(String(other), "en", { numeric: true });
 }
 

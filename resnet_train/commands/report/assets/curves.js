@@ -134,12 +134,12 @@ function tracesOf(set, number, tag, dash, chart) {
 
 /** The ranges of the axes: everything, or the second half, where runs come to differ, as high as what lies there. */
 function windowOf(traces, chart) {
-  const last = Math.max(0, ...traces.flatMap((trace) => trace.x));
+  const [, last] = extent([0, ...traces.flatMap((trace) => trace.x)]);
   if (view.part === "all" || !last) return { x: [0, last * 1.02 || 1] };
   const values = traces.flatMap((trace) =>
     trace.y.filter((value, index) => value != null && trace.x[index] >= last / 2),
   );
-  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const [low, high] = extent(values);
   const edge = 0.05 * (high - low) || 1e-6;
   const log = view.log && chart.log;
   return {
@@ -211,7 +211,9 @@ function legend() {
       const seeds = drawn.map((index) => {
         const run = data.runs[index];
         const own = make("input", { type: "checkbox", change: () => choose([index], own.checked) });
-        const text = `${run.seed == null ? run.name : `seed ${run.seed}`}${run.counts ? "" : `, ${run.status === "finished" ? "once more" : run.status}`}`;
+        const name = run.seed == null ? run.name : `seed ${run.seed}`;
+        const state = run.status === "finished" ? "once more" : run.status;
+        const text = run.counts ? name : `${name}, ${state}`;
         return {
           index,
           own,
@@ -300,6 +302,14 @@ function choices(title, options, type, isOn, change) {
   return make("fieldset", {}, make("legend", {}, title), ...inputs);
 }
 
+/** Radio buttons that set `view[key]`. */
+function radios(title, key, options) {
+  const change = (value) => {
+    view[key] = value;
+  };
+  return choices(title, options, "radio", (value) => view[key] === value, change);
+}
+
 function dashSample(dash) {
   const dashes = { solid: null, dash: "6 3", dot: "2 2" }[dash];
   return make(
@@ -328,33 +338,9 @@ function showCurves() {
     "div",
     { class: "controls" },
     shown,
-    choices(
-      "Seeds",
-      { band: "mean ± sd", lines: "each" },
-      "radio",
-      (value) => value === view.seeds,
-      (value) => {
-        view.seeds = value;
-      },
-    ),
-    choices(
-      "x",
-      { epoch: "epoch", step: "step" },
-      "radio",
-      (value) => value === view.x,
-      (value) => {
-        view.x = value;
-      },
-    ),
-    choices(
-      "Part",
-      { all: "all", end: "second half" },
-      "radio",
-      (value) => value === view.part,
-      (value) => {
-        view.part = value;
-      },
-    ),
+    radios("Seeds", "seeds", { band: "mean ± sd", lines: "each" }),
+    radios("x", "x", { epoch: "epoch", step: "step" }),
+    radios("Part", "part", { all: "all", end: "second half" }),
     choices(
       "Scale",
       { log: "log loss" },

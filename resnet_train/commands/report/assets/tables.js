@@ -1,5 +1,5 @@
-// The result in three figures, the table of configurations, grades, what has not finished, two configurations side by side,
-// and what each run was made with.
+// The result in three figures, the table of configurations, grades, what has not finished, two configurations side by
+// side, and what each run was made with.
 
 const ranked = data.sets.filter((set) => set.finished > 0); // configurations with a finished run, best first
 const runTitle = (run) => `${run.name}${run.seed == null ? "" : `, seed ${run.seed}`}`;
@@ -97,7 +97,7 @@ function showConfigurations() {
   const ends = ranked
     .filter((group) => group.n)
     .flatMap((group) => [...group.results, group.mean - (group.sd ?? 0), group.mean + (group.sd ?? 0)]);
-  const range = ends.length ? [Math.min(...ends), Math.max(...ends)] : [null, null];
+  const range = ends.length ? extent(ends) : [null, null];
   const result = {
     title: metric.label,
     number: true,
