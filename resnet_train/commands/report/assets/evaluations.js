@@ -1,6 +1,7 @@
 // What resnet-eval found for a run: figures, confusion matrix, calibration, classes, and the worst mistakes.
 
 const CELLS_WITH_TEXT = 20; // classes up to which a confusion matrix has room for its numbers
+const LONGEST = 18; // characters of a name beside it; the box under the pointer has all
 
 function showEvaluations() {
   if (!data.evaluations.length) return;
@@ -42,7 +43,8 @@ function figures(found) {
     ["macro F1", found.macro_f1 == null ? null : percent(found.macro_f1)],
     ["calibration error", found.calibration_error == null ? null : percent(found.calibration_error)],
   ];
-  const how = `${found.split} split, checkpoint ${found.checkpoint} (step ${whole(found.step)}), test-time augmentation: ${found.tta}`;
+  const checkpoint = `checkpoint ${found.checkpoint} (step ${whole(found.step)})`;
+  const how = `${found.split} split, ${checkpoint}, test-time augmentation: ${found.tta}`;
   return [
     make("p", { class: "quiet" }, how),
     make(
@@ -105,7 +107,7 @@ function confusion(found, plots) {
     { sort: number, descending: true, none: "no mistakes" },
   );
   function draw() {
-    const names = found.classes.map(plain);
+    const names = found.classes.map((name) => plain(name.length > LONGEST ? name.slice(0, LONGEST - 1) + "…" : name));
     const unique = new Set(names).size === size ? names : names.map((name, index) => `${name} (${index})`);
     const z = counts.map((row, label) =>
       row.map((_, prediction) => (only.checked && label === prediction ? null : share(label, prediction))),
@@ -127,13 +129,12 @@ function confusion(found, plots) {
       zeroline: false,
       constrain: "domain",
     };
-    const text = counts.map((row, label) =>
-      row.map((_, prediction) =>
-        plain(
-          `${found.classes[label]} taken for ${found.classes[prediction]}: ${whole(counts[label][prediction])} of ${whole(totals[label])} (${percent(share(label, prediction), 1)})`,
-        ),
-      ),
-    );
+    const told = (label, prediction) => {
+      const part = `${whole(counts[label][prediction])} of ${whole(totals[label])}`;
+      const names = `${found.classes[label]} taken for ${found.classes[prediction]}`;
+      return plain(`${names}: ${part} (${percent(share(label, prediction), 1)})`);
+    };
+    const text = counts.map((row, label) => row.map((_, prediction) => told(label, prediction)));
     const written = counts.map((row, label) =>
       row.map((count, prediction) => (count && !(only.checked && label === prediction) ? whole(count) : "")),
     );
@@ -204,7 +205,8 @@ function calibration(found, plots) {
       marker: { color: transparent(colour("accent"), 0.55), line: { color: colour("accent"), width: 1 } },
       customdata: bins.map((bin) => [bin.confidence, bin.count, bin.count / all]),
       hovertemplate:
-        "accuracy %{y:.1%}<br>mean confidence %{customdata[0]:.1%}<br>%{customdata[1]:,} images (%{customdata[2]:.1%})<extra></extra>",
+        "accuracy %{y:.1%}<br>mean confidence %{customdata[0]:.1%}<br>" +
+        "%{customdata[1]:,} images (%{customdata[2]:.1%})<extra></extra>",
     };
     const perfect = {
       type: "scatter",

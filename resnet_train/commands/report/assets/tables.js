@@ -55,11 +55,16 @@ function showVerdict() {
   const unit = (value) => (metric.kind === "percent" ? fixed(100 * Math.abs(value), 2) : score(Math.abs(value)));
   const sign = (value) => (value < 0 ? "−" : "+") + unit(value);
   const points = metric.kind === "percent" ? " points" : "";
+  const side = metric.lower ? "below" : "above";
   const range = interval && `95 % interval of the difference: ${sign(interval[0])} to ${sign(interval[1])}${points}`;
   find("verdict").append(
     figure(
       next,
-      make("strong", { class: "text" }, `${unit(difference)}${points} ${metric.lower ? "below" : "above"} the next`),
+      make(
+        "strong",
+        { class: "text" },
+        difference ? `${unit(difference)}${points} ${side} the next` : "Equal to the next",
+      ),
       make("span", {}, make("em", { class: clear ? "good" : "warn" }, clear ? "Clear. " : "Not sure. "), sure),
       data.sets[next].label,
       range,
