@@ -56,12 +56,16 @@ const many = (number, one, more = one + "s") => `${whole(number)} ${number === 1
 
 // -------------------------------------------------------------------------------------------------------------- theme
 
-/** The colour behind a custom property, as the theme of the moment has it. */
+const colours = new Map(); // of the theme of the moment: asking the browser for one costs a layout of the page
+
+/** The colour behind a custom property. */
 function colour(name) {
-  document.body.style.setProperty("outline-color", `var(--${name})`);
-  const found = getComputedStyle(document.body).outlineColor;
-  document.body.style.removeProperty("outline-color");
-  return found;
+  if (!colours.has(name)) {
+    document.body.style.setProperty("outline-color", `var(--${name})`);
+    colours.set(name, getComputedStyle(document.body).outlineColor);
+    document.body.style.removeProperty("outline-color");
+  }
+  return colours.get(name);
 }
 
 const groupColour = (number) => colour(`group-${number % COLOURS}`);
@@ -72,6 +76,7 @@ const redraws = []; // what draws with colours of its own: called when the theme
 function setTheme(theme) {
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
+  colours.clear();
   for (const redraw of redraws) redraw();
 }
 
