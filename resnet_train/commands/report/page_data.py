@@ -228,7 +228,7 @@ def _verdict(groups: Sequence[Group]) -> dict[str, Any]:
         return {"best": None, "clear": False, "sure": "What is known of the runs so far stands below."}
     best = groups[ranked[0]]
     if len(ranked) == 1:
-        sure = "" if best.n > 1 else "Where another seed would land is not known: -m seed=1,2 shows it."
+        sure = "" if best.n > 1 else "Where another seed would land is not known; a sweep over seed=1,2 shows it."
         interval = interval_of_mean(best.values)
         return {"best": ranked[0], "next": None, "interval": _plain(interval), "sure": sure}
     second = groups[ranked[1]]
@@ -236,7 +236,7 @@ def _verdict(groups: Sequence[Group]) -> dict[str, Any]:
     interval = interval_of_difference(best.values, second.values)
     clear = interval is not None and not interval[0] <= 0 <= interval[1]
     if interval is None:
-        sure = "Two runs of each are needed for the spread over seeds: add -m seed=1,2."
+        sure = "Two runs of each are needed for the spread over seeds: sweep over seed=0,1."
     elif not clear:
         sure = "The spread over seeds alone may explain it."
     else:

@@ -18,7 +18,7 @@ MOST_CLASSES, MOST_MISTAKES = 1000, 50
 MOST_PIXELS, SHEET_BYTES = 1 << 25, 150_000
 SHEETS = ((1200, 85), (1200, 60), (900, 60), (600, 50), (300, 50))  # width and quality, until one fits
 FIGURES = ("accuracy", "error", "top5", "loss", "balanced_accuracy", "calibration_error")
-TEXTS = ("split", "checkpoint", "tta")
+TEXTS = ("split", "checkpoint", "tta", "runs_on")
 
 
 class Room:
@@ -90,7 +90,7 @@ def _figures(plain: Any) -> dict[str, Any]:
     return {
         "classes": classes,
         **{key: _number(plain[key]) if plain.get(key) is not None else None for key in FIGURES},
-        **{key: str(plain.get(key))[:200] for key in TEXTS},
+        **{key: str(plain.get(key) or "")[:200] for key in TEXTS},
         **{key: int(_number(plain[key])) for key in ("step", "count", "correct") if plain.get(key) is not None},
         "interval": None if interval is None else [low, high],
         "macro_f1": _number(macro["f1"]) if isinstance(macro, dict) else None,

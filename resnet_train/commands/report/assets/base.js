@@ -136,8 +136,9 @@ function begin(id, ...beside) {
   return section;
 }
 
-/** A field for words of which all have to occur; `show` is called with a test of a text. */
-function filterField(label, show) {
+/** A field for words of which all have to occur: `show` is called with a test of a text. None for a few rows. */
+function filterField(label, rows, show) {
+  if (rows.length < 4) return null;
   const read = (event) => {
     const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
     show((text) => words.every((word) => text.toLowerCase().includes(word)));

@@ -254,7 +254,7 @@ function legend() {
     drawCurves();
   }
   const visible = () => entries.filter((entry) => !entry.element.hidden).flatMap((entry) => entry.drawn);
-  const filter = filterField("Filter curves", (test) => {
+  const filter = filterField("Filter curves", entries, (test) => {
     for (const entry of entries) entry.element.hidden = !test(entry.element.textContent);
   });
   const button = (text, on) =>

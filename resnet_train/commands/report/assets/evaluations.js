@@ -43,8 +43,13 @@ function figures(found) {
     ["macro F1", found.macro_f1 == null ? null : percent(found.macro_f1)],
     ["calibration error", found.calibration_error == null ? null : percent(found.calibration_error)],
   ];
-  const checkpoint = `checkpoint ${found.checkpoint} (step ${whole(found.step)})`;
-  const how = `${found.split} split, ${checkpoint}, test-time augmentation: ${found.tta}`;
+  const step = found.step ? ` (step ${whole(found.step)})` : "";
+  const how = [
+    `${found.split} split`,
+    `checkpoint ${found.checkpoint}${step}`,
+    `test-time augmentation: ${found.tta}`,
+    ...(found.runs_on ? [`computed on ${found.runs_on}`] : []),
+  ].join(", ");
   return [
     make("p", { class: "quiet" }, how),
     make(
@@ -277,7 +282,7 @@ function classes(found) {
       rate("precision"),
       rate("recall"),
       f1,
-      { title: "images", number: true, value: (row) => row.support },
+      { title: "images", number: true, value: (row) => row.support, show: (row) => whole(row.support) },
     ],
     found.per_class,
     { sort: f1, none: "no class has these words" },
@@ -289,7 +294,7 @@ function classes(found) {
       "div",
       { class: "head" },
       make("h3", {}, "Classes, weakest first"),
-      make("span", { class: "push" }, filterField("Filter classes", made.filter)),
+      filterField("Filter classes", found.per_class, made.filter),
     ),
     made.element,
   );
@@ -297,7 +302,7 @@ function classes(found) {
 
 function mistakes(found) {
   if (!found.sheet && !found.mistakes.length) return null;
-  const sure = { title: "confidence", number: true, value: (row) => row[3], show: (row) => percent(row[3], 1) };
+  const sure = { title: "confidence", number: true, value: (row) => row[3], show: (row) => percent(row[3]) };
   const rows = table(
     "Worst mistakes",
     [

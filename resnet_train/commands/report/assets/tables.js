@@ -140,7 +140,7 @@ function showConfigurations() {
   begin(
     "configurations",
     make("span", { class: "quiet" }, about),
-    make("span", { class: "push" }, filterField("Filter configurations", made.filter)),
+    filterField("Filter configurations", ranked, made.filter),
   ).append(made.element);
 }
 
@@ -324,6 +324,6 @@ function showRuns() {
   begin(
     "runs",
     make("span", { class: "quiet" }, "command, hardware, versions, configuration"),
-    make("span", { class: "push" }, filterField("Filter runs", show)),
+    filterField("Filter runs", entries, show),
   ).append(...entries.map((entry) => entry.details));
 }
