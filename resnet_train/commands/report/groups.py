@@ -113,8 +113,8 @@ def columns_of(
 ) -> list[dict[str, str]]:
     """For one run of each group the keys in which the groups differ, and its values.
 
-    First the keys that overrides name, in their order. Then those keys of the configuration that are not yet
-    determined by them: that another network has another depth needs no column of its own.
+    First the keys that overrides name, in their order. Then those keys of the configuration that do not follow from
+    them: that another network has another depth needs no column of its own.
     """
     flats = [{key: text_of(value) for key, value in (effective(one) | _options(one)).items()} for one in examples]
     keys = dict.fromkeys((*OPTIONS, *(key for one in examples for key in identity(effective(one), requested))))
@@ -136,6 +136,9 @@ def _options(record: RunRecord) -> dict[str, Any]:
 
 
 def _determined(flats: Sequence[dict[str, str]], key: str, *, by: Sequence[str]) -> bool:
-    """Whether groups that agree in the keys ``by`` agree in ``key`` too."""
+    """Whether groups of one recipe, or with one option of the group that ``key`` is of, agree in ``key``."""
+    known = [one for one in by if one == "experiment" or (one in OPTIONS and key.startswith(f"{one}."))]
     seen: dict[tuple[str | None, ...], str | None] = {}
-    return all(seen.setdefault(tuple(map(flat.get, by)), flat.get(key)) == flat.get(key) for flat in flats)
+    return bool(known) and all(
+        seen.setdefault(tuple(map(flat.get, known)), flat.get(key)) == flat.get(key) for flat in flats
+    )

@@ -59,10 +59,16 @@ def test_a_seed_counts_once(known: Known) -> None:
             None,
         ),
         ({"eval_every": 5}, None),
-        ({"eval_every": 5, "dataset.val_size": 10}, {"dataset.val_size": ("0", "10")}),
+        (
+            {"eval_every": 5, "dataset.val_size": 10},
+            {"dataset.val_size": ("0", "10"), "eval_every": ("1", "5")},
+        ),
         ({"epochs": 9}, {"epochs": ("2", "9")}),
         ({"init_from": "/runs/a"}, {"init_from": ("null", "/runs/a")}),
-        ({"dataset.mean": [0.1, 0.2, 0.3], "ema_decay": 0.9}, {"dataset.mean": ("[0.5,0.5,0.5]", "[0.1,0.2,0.3]")}),
+        (
+            {"dataset.mean": [0.1, 0.2, 0.3], "ema_decay": 0.9},
+            {"dataset.mean": ("[0.5,0.5,0.5]", "[0.1,0.2,0.3]"), "ema_decay": ("null", "0.9")},
+        ),
         ({"model.name": "resnet20", "model.depth": 20}, {"model": ("resnet8", "resnet20")}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -70,7 +76,7 @@ def test_a_seed_counts_once(known: Known) -> None:
 def test_what_makes_another_configuration(
     known: Known, config: dict[str, object], columns: dict[str, tuple[str, str]] | None
 ) -> None:
-    """Of keys that change together one is shown: the others follow from it."""
+    """The keys of a network follow from its name."""
     one, other = known(overrides=[]), known(overrides=[], config=config)
     groups = {id(run): group for group in gather([one, other]) for run in (*group.runs, *group.repeats)}
     if columns is None:
