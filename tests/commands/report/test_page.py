@@ -424,7 +424,7 @@ def test_nothing_was_asked_for_and_nothing_failed(made: Made, page: Any) -> None
     """Last, over all that the tests above did."""
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    asked = [one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome:")]
+    asked = [one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome")]
     assert made.path.as_uri() in asked
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {made.path.as_uri()}
     assert page.get_log("browser") == []
