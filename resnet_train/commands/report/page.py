@@ -33,9 +33,9 @@ def write_page(groups: Sequence[Group], records: Sequence[RunRecord], path: Path
     plotly = plotly_script()
     if not path.parent.is_dir():
         raise ConfigError(f"--html: expected a file in a folder that exists, got {str(path)!r}; make {path.parent}")
-    page = assemble(json.dumps(page_data(groups, records, metric=metric), allow_nan=False, separators=(",", ":")), plotly)
+    data = json.dumps(page_data(groups, records, metric=metric), allow_nan=False, separators=(",", ":"))
     try:
-        write_atomically(path, page)
+        write_atomically(path, assemble(data, plotly))
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; choose another file with --html") from error
 
@@ -45,7 +45,8 @@ def plotly_script() -> str:
     try:
         return str(import_module("plotly.offline").get_plotlyjs())
     except ImportError:
-        raise ConfigError('--html draws with plotly, which is not installed; pip install "resnet-train[report]"') from None
+        fix = 'pip install "resnet-train[report]"'
+        raise ConfigError(f"--html draws with plotly, which is not installed; {fix}") from None
 
 
 def assemble(data: str, plotly: str) -> str:

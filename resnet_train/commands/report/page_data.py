@@ -1,56 +1,58 @@
-"""What the page shows, in plain types: configurations with their results, runs, curves, and how sure the best one is."""
+"""What the page shows, in plain types: configurations and their results, runs, curves, how sure the best one is."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from resnet_train.commands.report.groups import Group
 from resnet_train.commands.report.identity import effective, text_of
-from resnet_train.commands.report.metrics import METRICS
+from resnet_train.commands.report.metrics import LARGEST, METRICS
 from resnet_train.commands.report.page_evaluations import Room, read_evaluation
 from resnet_train.commands.report.records import STATUSES, RunRecord
 from resnet_train.commands.report.welch import interval_of_difference, interval_of_mean
 from resnet_train.runs.console import count, duration, shell_quote
+from resnet_train.runs.metrics_table import COLUMNS
+from resnet_train.runs.summary import Summary
 
 # A value takes about 8 bytes of the page. Plotly takes 4.8 MB of the 6 that 20 runs may have.
 CURVE_VALUES, LEAST_POINTS, MOST_POINTS = 60_000, 40, 1000
 EVALUATION_BYTES = 500_000
-CURVES = tuple(
-    f"{kind}/{split}" for kind in ("loss", "accuracy") for split in ("train", "val", "test")
-) + ("lr", "gradient_norm")  # fmt: skip
+CURVES = tuple(column for column in COLUMNS if column != "epoch")
 
 
 def page_data(groups: Sequence[Group], records: Sequence[RunRecord], *, metric: str) -> dict[str, Any]:
     """Everything on the page. A set is a group, or a run of none; runs stand in the order of the sets."""
-    members = [[*group.runs, *group.others] for group in groups]
-    grouped = {run.directory for runs in members for run in runs}
-    members += [[record] for record in records if record.directory not in grouped]
-    ordered = [record for runs in members for record in runs]
-    places = {record.directory: number for number, record in enumerate(ordered)}
+    members = [[*group.runs, *group.repeats, *group.others] for group in groups]
+    grouped = {id(record) for own in members for record in own}
+    members += [[record] for record in records if id(record) not in grouped]
+    ordered = [record for own in members for record in own]
+    counted = {id(record) for group in groups for record in group.runs}
     folder = _folder_of(ordered)
     most = _most_points(ordered)
-    sets, runs = [], []
-    for number, own in enumerate(members):
-        group = groups[number] if number < len(groups) else None
+    sets: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for place, own in enumerate(members):
+        group = groups[place] if place < len(groups) else None
         label = group.label if group else own[0].directory.name
         grids, curves = _curves(own, most)
-        sets.append(_set(group, label) | grids | {"runs": [places[record.directory] for record in own]})
+        sets.append(_set(group, label) | grids | {"runs": list(range(len(runs), len(runs) + len(own)))})
         for record, found in zip(own, curves, strict=True):
-            run = _run(record, folder, metric) | {"label": label, "set": number, "curves": found}
-            runs.append(run)
+            more = {"label": label, "set": place, "counts": id(record) in counted, "curves": found}
+            runs.append(_run(record, folder, metric) | more)
     common = _common([run["config"] for run in runs])
     for run in runs:
         run["config"] = {key: value for key, value in run["config"].items() if key not in common}
     evaluations, notes = _evaluations(ordered)
     long = max((len(record.rows) for record in ordered), default=0) > most
-    configurations = sum(bool(group.runs) for group in groups)
+    numbers = {"run": len(ordered), "configuration": sum(bool(group.runs) for group in groups)}
     return {
-        "title": _plural(len(ordered), "run") + (f", {_plural(configurations, 'configuration')}" if configurations else ""),
+        "title": ", ".join(_plural(number, name) for name, number in numbers.items() if number),
         "written": f"{_states(ordered)} · {folder} · {datetime.now().astimezone():%d %B %Y, %H:%M %Z}",
         "footer": "Made by resnet-report. Colours are configurations, dashes are splits; ± is one sample standard "
         "deviation over seeds.",
@@ -63,7 +65,7 @@ def page_data(groups: Sequence[Group], records: Sequence[RunRecord], *, metric: 
         "runs": runs,
         "evaluations": evaluations,
         "notes": notes,
-    }  # fmt: skip
+    }
 
 
 def _plural(number: int, name: str) -> str:
@@ -88,14 +90,12 @@ def _metric(name: str) -> dict[str, Any]:
     metric = METRICS[name]
     percent = "accuracy" in name or name == "error"
     label = metric.title.removesuffix(" %") + (" accuracy" if "accuracy" in name else "") if percent else metric.title
-    return {"label": label, "kind": "percent" if percent else "duration" if name == "time" else "number",
-            "lower": metric.ascending}  # fmt: skip
+    kind = "percent" if percent else "duration" if name == "time" else "number"
+    return {"label": label, "kind": kind, "lower": metric.ascending}
 
 
 def _set(group: Group | None, label: str) -> dict[str, Any]:
-    if group is None:
-        return {"label": label, "columns": {}, "finished": 0, "results": [], "n": 0, "mean": None, "sd": None,
-                "seconds": None, "rate": None}  # fmt: skip
+    group = group or Group(label, {}, [], [], [], "accuracy")
     return {
         "label": label,
         "columns": group.columns,
@@ -106,6 +106,7 @@ def _set(group: Group | None, label: str) -> dict[str, Any]:
         "sd": number(group.std),
         "seconds": number(group.seconds),
         "rate": number(group.images_per_second),
+        "grade": None if group.grade is None else asdict(group.grade),
     }
 
 
@@ -130,25 +131,35 @@ def _run(record: RunRecord, folder: Path, metric: str) -> dict[str, Any]:
         "config": {key: text_of(value) for key, value in effective(record).items()},
         "result": number(METRICS[metric].of(record)) if finished else None,
         "error": record.error,
-        "progress": None if progress is None else {
+        "progress": None
+        if progress is None
+        else {
             "epoch": number(progress.epoch),
             "epochs": number(progress.epochs),
             "split": progress.split,
             "accuracy": number(progress.accuracy),
             "seconds_left": number(progress.seconds_left),
         },
-        "command": (summary.command if summary else "") or shell_quote("resnet-train", *record.overrides),
+        "command": summary.command if summary else shell_quote("resnet-train", *record.flags, *record.overrides),
         "hardware": summary.hardware if summary else "",
         "versions": summary.versions if summary else {},
         "commit": summary.git_commit if summary else None,
         "computed": _computed(record),
-        "trained": "" if summary is None else (
-            f"{count(summary.steps)} steps, {summary.epochs:.4g} epochs in {duration(summary.train_seconds)} at "
-            f"{summary.images_per_second:,.0f} images/s; {duration(summary.total_seconds)} in all, "
-            f"{summary.peak_memory_bytes / 1e6:,.0f} MB of memory, {_plural(summary.sessions, 'session')}"
-        ) if all(map(math.isfinite, (summary.train_seconds, summary.total_seconds))) else "",
+        "trained": _trained(summary) if summary else "",
         "forced": summary.forced if summary else [],
-    }  # fmt: skip
+    }
+
+
+def _trained(summary: Summary) -> str:
+    seconds = summary.train_seconds, summary.total_seconds
+    if not all(0 <= one < LARGEST for one in seconds):
+        return ""
+    train, total = map(duration, seconds)
+    return (
+        f"{count(summary.steps)} steps, {summary.epochs:.4g} epochs in {train} at {summary.images_per_second:,.0f} "
+        f"images/s; {total} in all, {summary.peak_memory_bytes / 1e6:,.0f} MB of memory, "
+        f"{_plural(summary.sessions, 'session')}"
+    )
 
 
 def _computed(record: RunRecord) -> str:
@@ -161,8 +172,6 @@ def _computed(record: RunRecord) -> str:
 
 def _common(configs: Sequence[dict[str, str]]) -> dict[str, str]:
     """What all runs share is written once."""
-    if not configs or len(configs) == 1:
-        return {}
     return {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
 
 
@@ -216,24 +225,32 @@ def _verdict(groups: Sequence[Group]) -> dict[str, Any]:
     """Which configuration is best, by how much, how sure."""
     ranked = [place for place, group in enumerate(groups) if group.mean is not None and math.isfinite(group.mean)]
     if not ranked:
-        return {"best": None, "sure": "What is known of the runs so far stands below."}
+        return {"best": None, "clear": False, "sure": "What is known of the runs so far stands below."}
     best = groups[ranked[0]]
     if len(ranked) == 1:
-        sure = "" if best.n > 1 else "One run: where another seed would land is unknown. More seeds (-m seed=1,2) show it."
-        return {"best": ranked[0], "next": None, "interval": _plain(interval_of_mean(best.values)), "sure": sure}
+        sure = "" if best.n > 1 else "Where another seed would land is not known; a sweep over seed=1,2 shows it."
+        interval = interval_of_mean(best.values)
+        return {"best": ranked[0], "next": None, "interval": _plain(interval), "sure": sure}
     second = groups[ranked[1]]
     assert best.mean is not None and second.mean is not None
     interval = interval_of_difference(best.values, second.values)
+    clear = interval is not None and not interval[0] <= 0 <= interval[1]
     if interval is None:
-        sure = "Not known: the spread over seeds needs two runs of each. More seeds (-m seed=1,2) show it."
-    elif interval[0] <= 0 <= interval[1]:
-        sure = "Not sure: the spread over seeds alone may explain it."
+        sure = "Two runs of each are needed for the spread over seeds: sweep over seed=0,1."
+    elif not clear:
+        sure = "The spread over seeds alone may explain it."
     else:
-        sure = "Clear: the spread over seeds alone does not explain it."
+        sure = "The spread over seeds alone does not explain it."
         if len(ranked) > 2:
             sure += f" Not corrected for having chosen the best of {len(ranked)}."
-    return {"best": ranked[0], "next": ranked[1], "difference": number(best.mean - second.mean),
-            "interval": _plain(interval), "sure": sure}  # fmt: skip
+    return {
+        "best": ranked[0],
+        "next": ranked[1],
+        "difference": number(best.mean - second.mean),
+        "interval": _plain(interval),
+        "clear": clear,
+        "sure": sure,
+    }
 
 
 def _plain(interval: tuple[float, float] | None) -> list[float | None] | None:
@@ -242,7 +259,8 @@ def _plain(interval: tuple[float, float] | None) -> list[float | None] | None:
 
 def _evaluations(records: Sequence[RunRecord]) -> tuple[list[dict[str, Any]], list[str]]:
     """What resnet-eval left, as much as there is room for, best configurations first; and what was left out."""
-    found, notes = [], []
+    found: list[dict[str, Any]] = []
+    notes: list[str] = []
     room = Room(EVALUATION_BYTES)
     for place, record in enumerate(records):
         for folder in record.evaluations:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from resnet_train.runs.atomic import read_regular
 
-MOST_CLASSES, MOST_MISTAKES = 1000, 100
-MOST_PIXELS, SHEET_WIDTH, SHEET_BYTES = 1 << 25, 1200, 150_000
+MOST_CLASSES, MOST_MISTAKES = 1000, 50
+MOST_PIXELS, SHEET_BYTES = 1 << 25, 150_000
+SHEETS = ((1200, 85), (1200, 60), (900, 60), (600, 50), (300, 50))  # width and quality, until one fits
 FIGURES = ("accuracy", "error", "top5", "loss", "balanced_accuracy", "calibration_error")
-TEXTS = ("split", "checkpoint", "tta")
+TEXTS = ("split", "checkpoint", "tta", "runs_on")
 
 
 class Room:
@@ -85,12 +86,13 @@ def _figures(plain: Any) -> dict[str, Any]:
     if not 0 <= _number(plain["accuracy"]) <= 1:
         raise ValueError("accuracy: expected a number in [0, 1]")
     macro, interval = plain.get("macro"), plain.get("interval")
+    low, high = (None, None) if interval is None else map(_number, interval)
     return {
         "classes": classes,
         **{key: _number(plain[key]) if plain.get(key) is not None else None for key in FIGURES},
-        **{key: str(plain.get(key))[:200] for key in TEXTS},
+        **{key: str(plain.get(key) or "")[:200] for key in TEXTS},
         **{key: int(_number(plain[key])) for key in ("step", "count", "correct") if plain.get(key) is not None},
-        "interval": None if interval is None else [_number(interval[0]), _number(interval[1])],
+        "interval": None if interval is None else [low, high],
         "macro_f1": _number(macro["f1"]) if isinstance(macro, dict) else None,
     }
 
@@ -137,8 +139,10 @@ def _mistakes(content: bytes) -> tuple[str, list[list[Any]]]:
     head = next(lines, [])
     if len(head) < 4 or head[1:4] != ["label", "prediction", "confidence"]:
         raise ValueError("expected the columns index or path, label, prediction, confidence")
-    rows = [[*row[:3], _number(float(row[3]))] for row, _ in zip(lines, range(MOST_MISTAKES), strict=False)]
-    return head[0], [[int(row[0]) if row[0].isdecimal() else row[0], *row[1:]] for row in rows]
+    found: list[list[Any]] = []
+    for (name, label, prediction, confidence, *_), _ in zip(lines, range(MOST_MISTAKES), strict=False):
+        found.append([int(name) if name.isdecimal() else name, label, prediction, _number(float(confidence))])
+    return head[0], found
 
 
 def _sheet(content: bytes) -> str:
@@ -147,8 +151,8 @@ def _sheet(content: bytes) -> str:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"expected at most {MOST_PIXELS:,} pixels")
         image = opened.convert("RGB")
-    image.thumbnail((SHEET_WIDTH, 4 * SHEET_WIDTH))
-    for quality in (85, 70, 50, 30):
+    for width, quality in SHEETS:
+        image.thumbnail((width, 4 * width))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=quality)
         if buffer.tell() <= SHEET_BYTES * 3 // 4:

@@ -41,9 +41,9 @@ def t_quantile(freedom: float) -> float:
 
 
 def _within(t: float, freedom: float, pieces: int = 200) -> float:
-    """The probability of [-t, t]: Simpson's rule over the angle atan(t / sqrt(freedom)), where the density is cos^(f-1)."""
+    """The probability of [-t, t]: Simpson's rule over the angle atan(t / sqrt(f)), with density cos^(f - 1)."""
     end = math.atan(t / math.sqrt(freedom))
     width = end / pieces
-    heights = [math.cos(width * index) ** (freedom - 1) for index in range(pieces + 1)]
+    heights = [math.pow(math.cos(width * index), freedom - 1) for index in range(pieces + 1)]
     area = width / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
     return 2 * area * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)

@@ -1,7 +1,17 @@
 // The page, from top to bottom. One section that fails leaves the others standing, and says so.
 
 startTheme();
-for (const show of [showHead, showVerdict, showConfigurations, showUnfinished, showCurves, showEvaluations, showCompare, showRuns]) {
+for (const show of [
+  showHead,
+  showVerdict,
+  showConfigurations,
+  showGrades,
+  showUnfinished,
+  showCurves,
+  showEvaluations,
+  showCompare,
+  showRuns,
+]) {
   try {
     show();
   } catch (error) {
