@@ -118,7 +118,7 @@ def columns_of(
     """
     flats = [{key: text_of(value) for key, value in (effective(one) | _options(one)).items()} for one in examples]
     keys = dict.fromkeys((*OPTIONS, *(key for one in examples for key in identity(effective(one), requested))))
-    differing = [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+    differing = [key for key in keys if len({flat.get(key, "null") for flat in flats}) > 1]
     overridden = dict.fromkeys(key_of(override) for record in records for override in record.overrides)
     chosen = [key for key in dict.fromkeys((*OPTIONS, *overridden)) if key in overridden and key in differing]
     for key in differing:
@@ -136,9 +136,13 @@ def _options(record: RunRecord) -> dict[str, Any]:
 
 
 def _determined(flats: Sequence[dict[str, str]], key: str, *, by: Sequence[str]) -> bool:
-    """Whether groups of one recipe, or with one option of the group that ``key`` is of, agree in ``key``."""
+    """Whether groups of one recipe, or with one option of the group that ``key`` is of, agree in ``key``.
+
+    By recipe only where all have one.
+    """
     known = [one for one in by if one == "experiment" or (one in OPTIONS and key.startswith(f"{one}."))]
-    seen: dict[tuple[str | None, ...], str | None] = {}
+    known = [one for one in known if all(one in flat for flat in flats)]
+    seen: dict[tuple[str, ...], str | None] = {}
     return bool(known) and all(
-        seen.setdefault(tuple(map(flat.get, known)), flat.get(key)) == flat.get(key) for flat in flats
+        seen.setdefault(tuple(flat[one] for one in known), flat.get(key)) == flat.get(key) for flat in flats
     )

@@ -16,13 +16,16 @@ ON_REQUEST = frozenset({"channels_last", "compile", "deterministic", "device", "
 
 
 def identity(flat: dict[str, Any], requested: Collection[str] = ()) -> dict[str, str]:
-    """What makes a configuration, given by dotted keys, what it is; ``requested`` as in `requested_keys`."""
+    """What makes a configuration, given by dotted keys, what it is; ``requested`` as in `requested_keys`.
+
+    A key without a value is left out: a run of an earlier version may not have it.
+    """
     free = FREE - set(requested)
     if flat.get("dataset.val_size"):
         free -= {"eval_every"}  # the best checkpoint is chosen at evaluations
     if flat.get("dataset.name") == "imagefolder":
         free -= {"dataset.root"}
-    return {key: text_of(value) for key, value in flat.items() if key not in free}
+    return {key: text_of(value) for key, value in flat.items() if key not in free and value is not None}
 
 
 def effective(record: RunRecord) -> dict[str, Any]:

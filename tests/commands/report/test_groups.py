@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_seed_counts_once(known: Known) -> None:
             None,
         ),
         ({"eval_every": 5}, None),
+        ({"key_of_a_later_version": None}, None),
         (
             {"eval_every": 5, "dataset.val_size": 10},
             {"dataset.val_size": ("0", "10"), "eval_every": ("1", "5")},
@@ -99,10 +101,13 @@ def test_overrides_have_their_columns_in_their_order_options_first(known: Known)
     assert list(gather([one, other])[0].columns) == ["model", "optim.lr", "optim.momentum"]
 
 
-def test_a_recipe_has_its_column_and_one_alone_has_an_empty_cell(known: Known) -> None:
-    groups = gather([known(overrides=["experiment=quick"]), known(overrides=[], config={"optim.lr": 0.7})])
-    assert {group.columns["experiment"] for group in groups} == {"quick", ""}
-    assert "experiment=\n" not in " \n".join(group.label for group in groups)
+def test_what_follows_from_a_recipe_has_no_column_if_all_have_one(known: Known) -> None:
+    quick = known(overrides=["experiment=quick"])
+    other = known(overrides=["experiment=other"], config={"optim.lr": 0.7, "batch_size": 8})
+    assert list(gather([quick, other])[0].columns) == ["experiment"]
+    groups = gather([quick, replace(other, overrides=[])])
+    assert [set(group.columns) for group in groups] == [{"experiment", "optim.lr", "batch_size"}] * 2
+    assert not any("experiment= " in group.label for group in groups)
 
 
 def test_kernels_are_compared_where_that_was_asked_for(known: Known) -> None:
