@@ -52,11 +52,16 @@ class Recipes:
         self._composed: dict[tuple[str, ...], Config | None] = {}
 
     def grade(self, runs: Sequence[RunRecord]) -> Grade | None:
-        """Of finished runs of one configuration; None where their recipe expects nothing, or is not at hand."""
+        """Of finished runs of one configuration; None where their recipe expects nothing of this data set.
+
+        None also where the recipe is not at hand.
+        """
         results = [100 * run.summary.result for run in runs if run.summary and run.summary.result is not None]
         name = recipe_of(runs[0]) if results else None
         recipe = None if name is None else self._compose((*runs[0].flags, f"experiment={name}"))
         if name is None or recipe is None or recipe.expected is None:
+            return None
+        if runs[0].flat.get("dataset.name") != recipe.dataset.name:
             return None
         verdict, interval = compare(results, recipe.expected)
         return Grade(
@@ -116,7 +121,11 @@ def differences(runs: Sequence[RunRecord], recipe: dict[str, Any], expected: Exp
     ours, theirs = effective(run), flatten(recipe)
     keys = dict.fromkeys((*identity(theirs), *identity(ours)))
     pairs = {key: (text_of(ours.get(key)), text_of(theirs.get(key))) for key in keys if key != "precision"}
-    found = [f"{key}: {here}, {there} in the recipe" for key, (here, there) in pairs.items() if here != there]
+    found = [
+        f"{key}: {here}, {f'{there} in the recipe' if key in theirs else 'which the recipe does not have'}"
+        for key, (here, there) in pairs.items()
+        if here != there
+    ]
     protocol = expected.protocol
     if protocol.precision != run.precision:
         found.append(f"precision: {run.precision}, {protocol.precision} in the source")

@@ -174,6 +174,9 @@ def test_no_recipe_no_expectation_no_grade(recipe: Callable[..., list[str]], kno
     assert recipes.grade([known()]) is None
     assert recipes.grade([known(overrides=["experiment=mine"], flags=recipe())]) is None
     assert recipes.grade([known(overrides=["experiment=gone"])]) is None
+    elsewhere = known(overrides=["experiment=he2015_resnet20"])
+    assert recipes.grade([elsewhere]) is None, "synthetic images are not those of the paper"
+    assert recipes.grade([known(overrides=elsewhere.overrides, config={"dataset.name": "cifar10"})]) is not None
     assert (
         recipes.grade([known(overrides=["experiment=mine"], flags=["--config-dir", str(tmp_path / "nowhere")])]) is None
     )
