@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import shutil
@@ -12,12 +13,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from resnet_train.cli.main import fail
+from resnet_train.cli.main import EXIT_FAILED, fail
 from resnet_train.commands.report.files import as_csv, as_json, as_markdown
 from resnet_train.commands.report.groups import gather
 from resnet_train.commands.report.metrics import METRICS
-from resnet_train.commands.report.records import find
-from resnet_train.commands.report.sweeps import PLAN, waiting_jobs
+from resnet_train.commands.report.records import absolute, find
+from resnet_train.commands.report.sweeps import waiting_jobs
 from resnet_train.commands.report.table import Report, table
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs.atomic import write_atomically
@@ -60,6 +61,8 @@ def main() -> None:
     """``resnet-report``, ``python -m resnet_train.commands.report.main``."""
     # Rows and locks of runs that are at work may be read half written: nothing to warn of.
     logging.getLogger("resnet_train").addHandler(logging.NullHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding may lack characters of a path, or ±
     arguments = parser().parse_intermixed_args()
     try:
         seconds = watch_seconds(arguments)
@@ -68,9 +71,13 @@ def main() -> None:
             write(read(arguments.paths or ["outputs"], arguments.sort), arguments)
         else:
             watch(arguments, seconds)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads on, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at exit
+        sys.exit(EXIT_FAILED)
     except Exception as error:
         sys.exit(fail("resnet-report", error))
 
@@ -115,8 +122,9 @@ def check(arguments: argparse.Namespace) -> None:
 def read(paths: Sequence[str], metric: str) -> Report:
     """Everything below ``paths``; raises `ConfigError` where there is nothing."""
     records = find(paths)
-    sweeps = {record.directory.parent for record in records} if "latest" not in paths else set()
-    for sweep in sorted(sweep for sweep in sweeps if (sweep / PLAN).is_file()):
+    folders = [absolute(Path(path)) for path in paths if path != "latest"]
+    parents = sorted({record.directory.parent for record in records})
+    for sweep in (parent for parent in parents if any(parent.is_relative_to(folder) for folder in folders)):
         records += waiting_jobs(sweep, [record for record in records if record.directory.parent == sweep])
     return Report(records, gather(records, metric=metric), metric)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from resnet_train.cli.job import JOB_LOCK
 from resnet_train.commands.report.progress import Progress, progress_of
-from resnet_train.config.paths import expanded
 from resnet_train.errors import ConfigError
 from resnet_train.runs.atomic import read_regular
 from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
@@ -74,7 +73,7 @@ def find(paths: Sequence[str]) -> list[RunRecord]:
     """
     directories: set[Path] = set()
     for name in paths:
-        directories |= {latest()} if name == "latest" else {path.absolute() for path in below(_folder(name))}
+        directories |= {latest()} if name == "latest" else {absolute(path) for path in below(_folder(name))}
     records = [record for directory in sorted(directories) if (record := read(directory)) is not None]
     if not records:
         raise ConfigError(
@@ -82,6 +81,11 @@ def find(paths: Sequence[str]) -> list[RunRecord]:
             f"like outputs/2026-01-31/12-00-00-resnet20"
         )
     return records
+
+
+def absolute(path: Path) -> Path:
+    """``path`` from the root, without dots; links stay as they are."""
+    return Path(os.path.abspath(path))
 
 
 def latest(outputs: Path = Path("outputs")) -> Path:
@@ -98,7 +102,7 @@ def _changed(directory: Path) -> float:
 
 
 def _folder(name: str) -> Path:
-    path = expanded("PATH", name)
+    path = Path(name)
     if path.is_dir():
         return path
     what = f"the file {name!r}; name its folder" if path.exists() else f"{name!r}, which does not exist"

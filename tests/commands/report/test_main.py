@@ -117,6 +117,15 @@ def test_answers_come_without_torch(shell: Shell, runs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_nobody_reads_on(shell: Shell, runs: Path) -> None:
+    process = shell.start(str(runs), "--json", program="resnet-report")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 1)
+    process.stderr.close()
+
+
+@pytest.mark.slow
 def test_watching(shell: Shell, runs: Path) -> None:
     """On a terminal of its own: drawn again and again until Ctrl-C, and the last drawing stays."""
     ours, theirs = pty.openpty()
