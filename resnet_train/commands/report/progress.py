@@ -33,15 +33,24 @@ class Progress:
 
 
 def progress_of(
-    directory: Path, config: dict[str, Any], rows: dict[int, Row], content: dict[str, Any], *, running: bool
+    directory: Path,
+    config: dict[str, Any],
+    rows: dict[int, Row],
+    content: dict[str, Any],
+    *,
+    steps: int = 0,
+    running: bool,
 ) -> Progress:
-    """Of the run in ``directory``: ``rows`` are those of its metrics.csv, ``content`` what its checkpoint says."""
+    """Of the run in ``directory``: ``rows`` are those of its metrics.csv, ``content`` what its checkpoint says.
+
+    ``steps`` are those in the name of the checkpoint, which may not have been read.
+    """
     state = content.get("state")
     saved = state.get("step") if isinstance(state, dict) else None
     saved = saved if isinstance(saved, int) and saved > 0 else 0
     rows = {step: row for step, row in sorted(rows.items()) if 0 < step <= MAX_STEPS}
     measured, row = max(rows.items(), default=(0, {}))
-    step = max(measured, min(saved, MAX_STEPS))
+    step = min(max(measured, saved, steps), MAX_STEPS)
     per_epoch = _steps_per_epoch(measured, row.get("epoch", 0.0), config.get("batch_size"))
     total = _total_steps(config, per_epoch)
     split, accuracy = _newest_accuracy(rows)

@@ -130,8 +130,8 @@ def read(directory: Path) -> RunRecord | None:
     if not config and summary is None and steps is None and not invocation.overrides:
         return None
     status = status_of(directory, summary, config, steps)
-    content: dict[str, Any] = {}
-    if not config or status != "finished":
+    content: dict[str, Any] = {}  # of a checkpoint; reading one takes as long as everything else
+    if not config or status == "running" or (status != "finished" and summary is None):
         content = newest_content(directory / "checkpoints", unseen=True) or {}
     config = config or config_of(content) or {}
     precision = summary.precision if summary else content.get("precision")
@@ -141,7 +141,7 @@ def read(directory: Path) -> RunRecord | None:
     progress = None
     if status != "finished":
         rows = read_rows(directory / METRICS)
-        progress = progress_of(directory, config, rows, content, running=status == "running")
+        progress = progress_of(directory, config, rows, content, steps=steps or 0, running=status == "running")
     return RunRecord(
         directory=directory,
         status=status,
