@@ -113,7 +113,8 @@ def below(folder: Path) -> Iterator[Path]:
     """Run directories below ``folder``, or itself; links to folders are not followed, nor hidden ones entered."""
     for parent, folders, files in os.walk(folder):
         path = Path(parent)
-        if {CONFIG, INVOCATION} & set(files) or ("checkpoints" in folders and is_run(path)):
+        starting = {LOG, LOCK} <= set(files)  # before there is a configuration
+        if starting or {CONFIG, INVOCATION} & set(files) or ("checkpoints" in folders and is_run(path)):
             yield path
             folders[:] = [name for name in folders if name not in ("checkpoints", EVALUATIONS)]
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -127,14 +128,15 @@ def read(directory: Path) -> RunRecord | None:
     summary, config, invocation = read_summary(directory), _config(directory), _invocation(directory)
     newest = next(iter(numbered(directory / "checkpoints")), None)
     steps = None if newest is None else steps_of(newest)
-    if not config and summary is None and steps is None and not invocation.overrides:
-        return None
     status = status_of(directory, summary, config, steps)
+    if status == "waiting" and not config and not invocation.overrides:
+        return None
     content: dict[str, Any] = {}  # of a checkpoint; reading one takes as long as everything else
-    if not config or status == "running" or (status != "finished" and summary is None):
+    asked = config.get("precision")  # auto means what it meant on the machine that trained
+    if not config or status == "running" or (status != "finished" and summary is None and asked == "auto"):
         content = newest_content(directory / "checkpoints", unseen=True) or {}
     config = config or config_of(content) or {}
-    precision = summary.precision if summary else content.get("precision")
+    precision = summary.precision if summary else content.get("precision", None if asked == "auto" else asked)
     kept = kept_invocation(content)
     if not invocation.overrides and kept is not None:
         invocation = kept

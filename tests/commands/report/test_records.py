@@ -102,6 +102,15 @@ def test_a_directory_in_which_nothing_has_begun_is_waiting(tmp_path: Path) -> No
         assert record_of(tmp_path / "job").status == "running"
 
 
+def test_a_run_that_loads_its_data_has_no_configuration_yet(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        (tmp_path / "train.log").touch()
+        (record,) = find([str(tmp_path)])
+        assert (record.status, record.config) == ("running", {})
+        assert record.progress is not None and record.progress.step == 0
+    assert read(tmp_path) is None, "it never began"
+
+
 def test_a_job_that_failed_before_its_first_step(tmp_path: Path) -> None:
     Invocation([], ["seed=4"]).write(tmp_path)
     begun = "2026-11-26 12:00:00,000 INFO loading PyTorch\n"
