@@ -38,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
         "report.html; resnet-report outputs/sweeps/lr --watch",
     )
     found.add_argument(
-        "paths", nargs="*", metavar="PATH", help="run, sweep, or folder of such; latest (default outputs)"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="a run, a sweep, a folder of them, or latest: the newest run (default: outputs)",
     )
     found.add_argument(
         "--sort", default="accuracy", metavar="METRIC", help=f"one of {', '.join(METRICS)} (default accuracy)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -128,7 +127,7 @@ def test_nobody_reads_on(shell: Shell, runs: Path) -> None:
 @pytest.mark.slow
 def test_watching(shell: Shell, runs: Path) -> None:
     """On a terminal of its own: drawn again and again until Ctrl-C, and the last drawing stays."""
-    ours, theirs = pty.openpty()
+    ours, theirs = pytest.importorskip("pty").openpty()
     command = [*shell.program("resnet-report"), str(runs / "deep"), "--watch", "0.2"]
     environment = shell.environment(COLUMNS="80", LINES="24", TERM="xterm")
     process = subprocess.Popen(
