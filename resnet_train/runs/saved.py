@@ -16,7 +16,7 @@ from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
 from resnet_train.runs.directory import (
     CONFIG,
     INVOCATION,
-    OF_ONE_SESSION,
+    NOT_SAVED,
     Invocation,
     invocation_of,
     read_config,
@@ -105,8 +105,8 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
-    """Whether two configurations differ in more than what concerns one session alone."""
-    return saved is not None and said | OF_ONE_SESSION != saved | OF_ONE_SESSION
+    """Whether two configurations differ in more than what is not saved."""
+    return saved is not None and said | NOT_SAVED != saved | NOT_SAVED
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:
