@@ -74,15 +74,20 @@ def squared(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
 
 def unreadable(path: Path, error: Exception) -> str:
     """Why an image could not be read."""
-    from PIL import UnidentifiedImageError
-
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if path.stat().st_size == 0:
         return "an empty file"
     if path.suffix.lower() in (".heic", ".heif"):
         return "HEIC, which Pillow does not read (convert it to JPEG)"
-    return "something else" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    return undecodable(error)
+
+
+def undecodable(error: Exception) -> str:
+    """What an image turned out to be, by what its decoder raised."""
+    from PIL import UnidentifiedImageError
+
+    return "something else" if isinstance(error, UnidentifiedImageError) else one_line(error)[:200]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ gives logits ``(N, classes)``: that is the seam, `Network`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resnet_train.data.augment import normalise
-from resnet_train.data.decode import decode, squared
+from resnet_train.data.decode import decode, squared, undecodable
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.inference.spec import Spec
 from resnet_train.inference.stream import Source, answers, pace
@@ -134,7 +134,7 @@ class Classifier:
             found.append(answer)
         return found
 
-    def stream(self, images: Iterable[Picture]) -> Iterator[Prediction | ConfigError]:
+    def stream(self, images: Iterable[Picture]) -> Generator[Prediction | ConfigError, None, None]:
         """A prediction for each of any number of images, in their order, or the error of one that cannot be read.
 
         Images are taken as they are needed, and files are read on threads: a generator of a million paths takes no
@@ -174,11 +174,9 @@ def prepared(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *,
                 return squared(opened, image_size)
         return squared(image if isinstance(image, Image.Image) else Image.fromarray(image), image_size)
     except Exception as error:  # decoders of corrupt files raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"image {number}: expected a path, the bytes of an image file, a Pillow image or an array of uint8, got "
-            f"{type(image).__name__}: {reason}"
-        ) from error
+        kinds = "a path, the bytes of an image file, a Pillow image or an array of uint8"
+        got = f"{type(image).__name__}: {undecodable(error)}"
+        raise ConfigError(f"image {number}: expected {kinds}, got {got}") from error
 
 
 def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:

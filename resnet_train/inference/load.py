@@ -24,9 +24,7 @@ def load(path: str | Path, *, checkpoint: str = "result", device: str = "auto") 
     """
     found = find(path)
     if found.is_file() and checkpoint != "result":
-        raise ConfigError(
-            f"--checkpoint: expected a run directory beside it, got {found}, one file; leave it out"
-        )
+        raise ConfigError(f"--checkpoint: expected a run directory beside it, got {found}, one file; leave it out")
     if found.suffix in EXPORTED:
         return load_exported(found, device=device)
     trained = read_trained(found, which=checkpoint)

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ def answers(
     read: Callable[[str | Path], Pixels],
     compute: Callable[[list[Pixels]], list[Answer]],
     pace: Pace,
-) -> Iterator[Answer | ConfigError]:
+) -> Generator[Answer | ConfigError, None, None]:
     """The answer for each of ``sources``, in their order, or why it could not be read.
 
     Takes no more of them ahead than keep the workers busy. What ``read`` raises as `ConfigError` is an answer; whatever
