@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_train.data.decode import image_endings
-from resnet_train.data.imagefolder import composed, described, ending, walk
+from resnet_train.data.imagefolder import composed, described, ending, is_own_file, is_own_folder, walk
 
 HEAD = 1 << 16  # bytes of standard input by which an image is told from paths
 # A text holds none of these but tabs and line ends; NUL separates paths, as find -print0 does.
@@ -69,13 +69,14 @@ def _add_folder(found: Listed, name: str) -> None:
 
 
 def _add_pattern(found: Listed, pattern: str) -> None:
-    before = len(found.paths)
+    before, named = len(found.paths), set(Path(pattern).parts)
     matches = sorted(glob.iglob(pattern, recursive=True), key=composed)
-    everywhere = "**" in Path(pattern).parts  # what lies in folders has matched by itself
-    for name in (match for match in matches if os.path.isdir(match)):
-        if not everywhere:
-            _add_folder(found, name)
-    _add(found, [match for match in matches if not os.path.isdir(match)])
+    folders = {match: None for match in matches if os.path.isdir(match)}
+    if "**" not in named:  # which matches what lies in folders by itself
+        for folder in folders:
+            _add_folder(found, folder)
+    own = [match for match in matches if all(part in named or is_own_folder(part) for part in Path(match).parts[:-1])]
+    _add(found, [match for match in own if match not in folders and is_own_file(os.path.basename(match))])
     if len(found.paths) == before:
         found.problems.append(f"{pattern}: no image matches this pattern")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from resnet_train.inference.classifier import Prediction
 
 DIGITS = 6  # of a probability
-LEAST_NAME, LEAST_CLASS, MOST_CLASS = 20, 8, 24  # columns of a table's cells
+LEAST_NAME, LEAST_CLASS, MOST_CLASS = 20, 8, 32  # columns of a table's cells
 PERCENT = 8  # columns: two of space, then " 100.0"
 
 
@@ -38,15 +38,14 @@ class Table:
     """
 
     def __init__(self, classes: Sequence[str], *, top: int, longest_name: int, columns: int | None) -> None:
-        self.top = top
-        self.class_width = max(map(width_of, map(printable, classes)))
-        self.name_width, self.upright = longest_name, False
+        self.top, self.upright = top, False
+        widest = max(len("class"), *map(width_of, map(printable, classes)))
+        self.class_width, self.name_width = widest, longest_name
         if columns is not None:
             room = (columns - LEAST_NAME) // top - PERCENT
-            self.class_width = min(self.class_width, MOST_CLASS, max(room, LEAST_CLASS))
-            self.upright = room < min(self.class_width, LEAST_CLASS)
-            left = columns - (0 if self.upright else top * (self.class_width + PERCENT))
-            self.name_width = min(longest_name, left)
+            self.upright = room < min(widest, LEAST_CLASS)
+            self.class_width = min(widest, columns - PERCENT if self.upright else max(room, LEAST_CLASS), MOST_CLASS)
+            self.name_width = min(longest_name, columns - (0 if self.upright else top * (self.class_width + PERCENT)))
         self.name_width = max(self.name_width, len("image"))
         cells = [fitted("class", self.class_width) + "     %"] * top
         self.head = "" if self.upright else "  ".join([fitted("image", self.name_width), *cells]) + "\n"
