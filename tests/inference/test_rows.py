@@ -37,9 +37,9 @@ def test_columns_are_aligned() -> None:
         )
     ]
     assert [table.head, *rows] == [
-        "image     class       %  class       %\n",
-        "a.png     cat      90.0  暹罗猫   10.0\n",
-        "猫猫.png  暹罗猫  100.0  cat       0.0\n",
+        "image     class      %  class      %\n",
+        "a.png     cat     90.0  暹罗猫  10.0\n",
+        "猫猫.png  暹罗猫 100.0  cat      0.0\n",
     ]
 
 
