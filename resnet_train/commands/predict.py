@@ -41,12 +41,13 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the program."""
     found = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Ask a trained network what it sees in images. They may have any size and kind; they are prepared "
-        "as in training. Results go to standard output, everything else to standard error. An image that cannot be "
-        "read is named, the others go on, and the exit code is 1.",
-        epilog="examples: resnet-predict latest cat.png; "
-        "resnet-predict latest photos/ --csv predictions.csv --sort-into sorted/; "
-        "find photos -name '*.jpg' | resnet-predict model.onnx - --json",
+        description="Ask a trained network what it sees in images. They may have any size and kind; they are\n"
+        "prepared as in training. Results go to standard output, everything else to standard\n"
+        "error. An image that cannot be read is named, the others go on, and the exit code is 1.",
+        epilog="examples:\n  resnet-predict latest cat.png\n"
+        "  resnet-predict latest photos/ --csv predictions.csv --sort-into sorted/\n"
+        "  find photos -name '*.jpg' | resnet-predict model.onnx - --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("run", metavar="RUN", help="a run directory, latest, a checkpoint, or a file of resnet-export")
     found.add_argument(

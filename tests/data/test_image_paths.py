@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_link_in_a_circle_does_not_hide_the_rest(photos: Path) -> None:
     (photos / "photos" / "deep" / "loop").symlink_to(photos / "photos")
     found = list_images(["photos"])
     assert len(found.paths) == 3
-    assert found.problems == [f"{os.path.join('photos', 'deep', 'loop')}: {os.strerror(40)}"]
+    assert found.problems == [f"{os.path.join('photos', 'deep', 'loop')}: {os.strerror(errno.ELOOP)}"]
 
 
 @pytest.mark.usefixtures("photos")
