@@ -16,7 +16,15 @@ from tests.conftest import TINY, Shell
 
 
 def test_public_names() -> None:
-    assert sorted(resnet_train.__all__) == ["Classifier", "Prediction", "Summary", "__version__", "load", "load_config", "run"]
+    assert sorted(resnet_train.__all__) == [
+        "Classifier",
+        "Prediction",
+        "Summary",
+        "__version__",
+        "load",
+        "load_config",
+        "run",
+    ]
     assert dir(resnet_train) == sorted(resnet_train.__all__)
     assert all(getattr(resnet_train, name) is not None for name in resnet_train.__all__)
     assert resnet_train.__version__ == metadata.version("resnet-train")

@@ -55,7 +55,7 @@ def compare(network: Network, original: Network, batches: Iterable[Tensor]) -> C
 def in_batches(images: Tensor) -> Sequence[Tensor]:
     """As many of ``images`` ``(N, S, S, 3)`` as `BATCHES` want, from all over them; repeated where there are fewer."""
     wanted = sum(BATCHES)
-    return images[torch.arange(wanted) * len(images) // wanted].split(BATCHES)
+    return torch.split(images[torch.arange(wanted) * len(images) // wanted], list(BATCHES))
 
 
 def test_images(trained: Trained, *, may_download: bool = False) -> Tensor:

@@ -82,8 +82,11 @@ def export(trained: Trained, path: Path, *, card: Path, images: Tensor, raw: boo
     with _folder(path.parent) as temporary:
         file = temporary / path.name
         write(network, spec, file)
-        check = compare(load_exported(file, device="cpu").network, TorchNetwork(network, spec, PLAN), in_batches(images))
+        check = compare(
+            load_exported(file, device="cpu").network, TorchNetwork(network, spec, PLAN), in_batches(images)
+        )
         (temporary / card.name).write_text(model_card(trained, spec, check, file=path.name), encoding="utf-8")
+        file.chmod((temporary / card.name).stat().st_mode)  # that of the umask, which safetensors' own is not
         for target in (path, card):
             atomic.sync(temporary / target.name)
         for target in (path, card):
@@ -155,9 +158,10 @@ def write_onnx(program: torch.export.ExportedProgram, spec: Spec, file: Path) ->
         verbose=False,
     )
     assert found is not None
-    for node in (*found.model.graph.all_nodes(), *found.model.graph.inputs, *found.model.graph.outputs):
-        node.metadata_props.clear()  # of the exporter, for those who debug it: a tenth of the file
-    found.model.metadata_props.update(spec.to_metadata())
+    model: Any = found.model
+    for part in (*model.graph.all_nodes(), *model.graph.inputs, *model.graph.outputs):
+        part.metadata_props.clear()  # of the exporter, for those who debug it: a tenth of the file
+    model.metadata_props.update(spec.to_metadata())
     found.save(file, external_data=False)
 
 

@@ -193,7 +193,7 @@ def _load_safetensors(path: Path, device: torch.device) -> Classifier:
         model.load_state_dict(floats, strict=True, assign=True)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{path}: its weights do not fit the network that it describes; export it again") from error
-    model = model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return torch_classifier(model, spec, replace(IN_FP32, device=device), origin=str(path))
 
 
