@@ -52,14 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
         if target.exists() and not arguments.force:
             raise ConfigError(f"--output: expected a new file, got {target}, which exists; --force replaces it")
 
-    from resnet_train.inference.check import BATCHES, given_images, test_images  # torch
+    from resnet_train.inference.check import BATCHES, given_images, own_images  # torch
     from resnet_train.inference.export import export
     from resnet_train.inference.trained import read_trained
 
     trained = read_trained(checkpoint or source, which=arguments.checkpoint, overrides=arguments.overrides)
     may_download = "dataset.download" in map(key_of, arguments.overrides)
     images = (
-        given_images(arguments.images, trained) if arguments.images else test_images(trained, may_download=may_download)
+        given_images(arguments.images, trained) if arguments.images else own_images(trained, may_download=may_download)
     )
     if not arguments.json:
         print(f"{trained.config.name}: {trained.which} checkpoint, step {trained.step}", flush=True)

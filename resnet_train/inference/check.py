@@ -58,7 +58,7 @@ def in_batches(images: Tensor) -> Sequence[Tensor]:
     return torch.split(images[torch.arange(wanted) * len(images) // wanted], list(BATCHES))
 
 
-def test_images(trained: Trained, *, may_download: bool = False) -> Tensor:
+def own_images(trained: Trained, *, may_download: bool = False) -> Tensor:
     """The test images of the run's data set, uint8 ``(N, S, S, 3)``.
 
     Raises `ConfigError` where they are not at hand; whether the run itself might download them is no matter here.

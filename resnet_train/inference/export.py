@@ -76,9 +76,7 @@ def export(trained: Trained, path: Path, *, card: Path, images: Tensor, raw: boo
         RunError: PyTorch cannot export it, or what it exported is not the original.
     """
     spec = exported_spec(trained, raw=raw or path.suffix == ".safetensors")
-    network = build_network(
-        trained.config, PLAN, trained.weights, num_classes=len(trained.classes), path=trained.path
-    ).float()
+    network = network_of(trained)
     with _folder(path.parent) as temporary:
         file = temporary / path.name
         write(network, spec, file)
@@ -93,6 +91,12 @@ def export(trained: Trained, path: Path, *, card: Path, images: Tensor, raw: boo
             atomic.replace(temporary / target.name, target)
     atomic.sync_folder(path.parent)
     return Exported(path, card, spec, check)
+
+
+def network_of(trained: Trained) -> nn.Module:
+    """What is exported: the plain network on the CPU, in fp32, for evaluation."""
+    classes = len(trained.classes)
+    return build_network(trained.config, PLAN, trained.weights, num_classes=classes, path=trained.path).float()
 
 
 def exported_spec(trained: Trained, *, raw: bool) -> Spec:
