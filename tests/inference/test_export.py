@@ -191,7 +191,9 @@ NETWORKS = {
 @pytest.fixture(params=NETWORKS.values(), ids=list(NETWORKS))
 def any_network(request: pytest.FixtureRequest, compose: Callable[..., Config]) -> Trained:
     """A network whose norms have statistics that matter, as after training."""
-    config = compose("dataset=synthetic", "dataset.num_train=64", "dataset.num_test=40", *request.param)
+    config = compose(
+        "dataset=synthetic", "dataset.num_train=64", "batch_size=64", "dataset.num_test=40", *request.param
+    )
     model = build_model(config.model, num_classes=10, seed=1)
     draws = torch.Generator().manual_seed(1)
     images = load_dataset(config.dataset, seed=0).train.images
