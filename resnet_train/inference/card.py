@@ -64,13 +64,14 @@ def front_matter(spec: Spec, score: Score | None, file: str) -> dict[str, Any]:
         "metrics": ["accuracy"],
     }
     if score is not None:
-        dataset_type, dataset_name = known or (spec.dataset, OWN_DATASETS.get(spec.dataset, spec.dataset))
+        own = printable(spec.dataset)
+        dataset_type, dataset_name = known or (own, OWN_DATASETS.get(own, own))
         measured = {
             "task": {"type": "image-classification", "name": "Image Classification"},
             "dataset": {"type": dataset_type, "name": dataset_name, "split": "test"},
             "metrics": [{"type": "accuracy", "value": score.accuracy, "name": "Test accuracy"}],
         }
-        plain["model-index"] = [{"name": spec.name, "results": [measured]}]
+        plain["model-index"] = [{"name": printable(spec.name), "results": [measured]}]
     return plain
 
 
@@ -162,7 +163,7 @@ def rows_of_spec(spec: Spec, file: str) -> list[tuple[str, str]]:
         ("input", f"{spec.takes}; any number of images"),
         ("output", f"{spec.gives}, in the order of the classes"),
         ("normalisation", f"mean {numbers[0]}; std {numbers[1]}" + ("" if spec.raw else " (in the graph)")),
-        ("resizing, before the network", spec.resize),
+        ("resizing, before the network", escaped(spec.resize)),
         ("SHA-256 of the weights", code(spec.weights_sha256)),
     ]
 

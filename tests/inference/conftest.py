@@ -11,6 +11,7 @@ from resnet_train.config.run import Config
 from resnet_train.inference.check import own_images
 from resnet_train.inference.export import Exported, export
 from resnet_train.inference.trained import Trained, read_trained
+from resnet_train.runs.directory import Invocation
 from resnet_train.train import run
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -21,7 +22,9 @@ def small_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFact
     """The directory of a run with a moving average, dropout and shortcuts of both kinds of arithmetic."""
     directory = tmp_path_factory.mktemp("runs") / "small"
     config = tiny("epochs=4", "ema_decay=0.5", "model.dropout=0.2", "dataset.num_test=70", "name=small")
-    run(config, directory=directory, command=f"resnet-train dataset=synthetic hydra.run.dir={directory}")
+    overrides = ["dataset=synthetic", f"+dataset.root={directory}/my cats", f"hydra.run.dir={directory}"]
+    command = " ".join(["resnet-train", *overrides])
+    run(config, directory=directory, invocation=Invocation([], overrides), command=command)
     return directory
 
 

@@ -107,7 +107,7 @@ def assert_says_what_it_is(metadata: dict[str, str], small: Trained) -> None:
     assert small.summary is not None
     assert json.loads(metadata["accuracy"]) == small.summary.result
     assert metadata["resize"].startswith("upright, the largest square")
-    assert metadata["command"] == "resnet-train"
+    assert metadata["command"] == "resnet-train dataset=synthetic +dataset.root=FOLDER"
     assert metadata["weights_sha256"] == digest_of(small.weights)
     assert metadata["input"].startswith(("uint8 (N, 16, 16, 3)", "float32 (N, 3, 16, 16)"))
     assert metadata["output"].startswith("float32 (N, 10)")
