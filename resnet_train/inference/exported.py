@@ -130,7 +130,12 @@ def _load_onnx(path: Path) -> Classifier:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider again, with lines on standard output
+        )
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's own, many
         raise _corrupt(path, error) from error
