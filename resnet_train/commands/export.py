@@ -13,6 +13,8 @@ from resnet_train.errors import ConfigError
 from resnet_train.inference.find import EXPORTED, find
 
 FORMATS = tuple(ending[1:] for ending in EXPORTED)
+# What may be another than in the run: where its data lie now. Anything else would make another network of it.
+OVERRIDES = ("dataset.root", "dataset.cache", "dataset.download", "dataset.mirrors")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # for ONNX: the extra `export`
 
 
@@ -102,6 +104,9 @@ def check(source: Path, kind: str, arguments: argparse.Namespace) -> Path | None
     missing = [name for name in NEEDED if find_spec(name) is None]
     if kind == "onnx" and missing:
         raise ConfigError(f'--format onnx needs {", ".join(missing)}; pip install "resnet-train[export]"')
+    for override in arguments.overrides:
+        if key_of(override) not in OVERRIDES:
+            raise ConfigError(f"expected overrides of {', '.join(OVERRIDES)} alone, got {override}; leave it out")
     for path in arguments.images or ():
         if not path.exists():
             raise ConfigError(f"--images: expected files and folders, got {path}, which does not exist")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_train import load
 from resnet_train.commands.export import main
@@ -128,8 +132,11 @@ def test_corrupt_checkpoints(trained: Path, call: Callable[..., Answer], tmp_pat
         (("RUN", "--output", "a.pth"), "--output: expected a folder, or a file that ends in .onnx, .pt2, .safetensors"),
         (("RUN", "--images", "cats"), "--images: expected files and folders, got cats, which does not exist"),
         (("RUN", "--checkpoint", "worst"), "--checkpoint: expected last, best or a file, got 'worst', which does not"),
-        (("RUN", "dataset.rot=x"), "dataset.rot: no such key; did you mean dataset.root?"),
-        (("RUN", "dataset=cifar10", "dataset.root=no"), "cannot check the export without images: name some with --im"),
+        (("RUN", "dataset.mean=[0,0,0]"), "expected overrides of dataset.root, dataset.cache, dataset.download, data"),
+        (
+            ("RUN", "dataset.rot=x"),
+            "expected overrides of dataset.root, dataset.cache, dataset.download, dataset.mirro",
+        ),
     ],
     ids=str,
 )
@@ -170,6 +177,39 @@ assert "torch" not in sys.modules
     assert missing == ('resnet-export: --format onnx needs onnxscript, onnxruntime; pip install "resnet-train[export]"')
 
 
+def test_data_that_moved(compose: Callable[..., Config], call: Callable[..., Answer], tmp_path: Path) -> None:
+    """Without images nothing is exported: they are found where they are now, or others are given."""
+    draws, old, new = np.random.default_rng(0), tmp_path / "my cats", tmp_path / "moved"
+    for number in range(24):
+        folder = old / ("train" if number < 16 else "val") / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (20, 25, 3), np.uint8)).save(folder / f"{number}.png")
+    small = ("dataset.image_size=16", "model.depth=8", "model.width=0.25", "batch_size=8", "epochs=1")
+    place = f"dataset.root='{old}'"
+    config = compose("dataset=imagefolder", place, *small, "schedule.warmup=0", "precision=fp32", "device=cpu")
+    run(config, directory=tmp_path / "run")
+    old.rename(new)
+    code, out, err = call("run", "--output", "a.safetensors")
+    assert (code, out) == (2, "")
+    assert err.startswith("resnet-export: cannot check the export without images: name some with --images FOLDER, or ")
+    assert "dataset.root: expected train/ and val/" in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("a.*"))
+    assert call("run", f"dataset.root={new}", "--output", "a.safetensors")[0] == 0
+    assert call("run", "--output", "b.safetensors", "--images", new / "val", new / "train/cat/1.png")[0] == 0
+    assert load(tmp_path / "a.safetensors").classes == ("cat", "dog")
+    assert b"my cats" not in (tmp_path / "a.safetensors").read_bytes() + (tmp_path / "a.md").read_bytes()
+
+
+def test_places_that_cannot_be_written(trained: Path, call: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = call(trained, "--output", "file/a.safetensors")
+    assert code == 1
+    assert err.startswith("resnet-export: file")
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_the_program(trained: Path, shell: Shell) -> None:
     """As a person calls it: nothing of what PyTorch and its exporters say reaches the screen."""
@@ -185,3 +225,17 @@ def test_the_program(trained: Path, shell: Shell) -> None:
     assert (code, out, err) == (2, "", "resnet-export: image.png: expected an image, got something else; repair it or "
     "remove it\n")  # fmt: skip
     assert not list(shell.folder.glob("a.*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c(trained: Path, shell: Shell) -> None:
+    """Pressed while PyTorch traces the network: nothing is left, not even the folder."""
+    process = shell.start(str(trained), "--output", "new/folder", program="resnet-export")
+    while not list(shell.folder.glob("new/folder/.resnet-export-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert out == "tiny: best checkpoint, step 6\n"
+    assert list(shell.folder.iterdir()) == []
