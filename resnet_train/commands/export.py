@@ -31,10 +31,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="where the data set lies now, e.g. dataset.root=FOLDER")
     parser.add_argument("--format", choices=FORMATS, help="default: that of --output, else onnx")
     parser.add_argument(
-        "--output", type=Path, metavar="PATH", help="a file, or a folder for it and README.md (RUN/export/FORMAT)"
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="a file, or a folder for it and README.md (default RUN/export/FORMAT)",
     )
     parser.add_argument("--raw", action="store_true", help="normalised floats (N, 3, H, W) in, logits out")
-    parser.add_argument("--checkpoint", default="result", help="result (default), last, best, or a file")
+    parser.add_argument(
+        "--checkpoint", default="result", metavar="NAME", help="result (default), last, best, or a file"
+    )
     parser.add_argument(
         "--images", nargs="+", type=Path, metavar="PATH", help="check with these instead of the data set's test images"
     )

@@ -174,11 +174,15 @@ def _folder(wanted: Path) -> Iterator[Path]:
     """A temporary folder in ``wanted``, which is made; after an exception neither is left."""
     made = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
     try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted, prefix=".resnet-export-", ignore_cleanup_errors=True) as temporary:
+        try:
+            wanted.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=wanted, prefix=".resnet-export-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {wanted}: {error.strerror or error}; choose another --output") from error
+        with folder as temporary:
             yield Path(temporary)
     except BaseException:
-        for folder in made:
+        for empty in made:
             with suppress(OSError):  # somebody else put something there
-                folder.rmdir()
+                empty.rmdir()
         raise
