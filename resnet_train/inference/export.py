@@ -133,15 +133,18 @@ def write(network: nn.Module, spec: Spec, file: Path) -> None:
 
 
 def traced(network: nn.Module, spec: Spec) -> torch.export.ExportedProgram:
-    """The graph of ``network`` for batches of any size, without the traces of the files it was traced in."""
+    """The graph of ``network`` for batches of any size on any device, without traces of the files it was traced in."""
     size = spec.image_size
     # Two images: the axis of a batch of one is taken for a constant (pytorch#157621).
     example = torch.zeros(2, 3, size, size) if spec.raw else torch.zeros(2, size, size, 3, dtype=torch.uint8)
     module = network if spec.raw else Deployed(network, spec).eval()
     program = torch.export.export(module, (example,), dynamic_shapes=_dynamic())
     for part in program.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+        for node in list(part.graph.nodes) if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of whoever exports
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:  # that the images lie on a CPU
+                part.graph.erase_node(node)
+    program.graph_module.recompile()
     return program
 
 

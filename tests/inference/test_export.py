@@ -87,6 +87,9 @@ def test_pt2_as_its_own_tools_see_it(exported: Files, small: Trained) -> None:
     program = torch.export.load(exported("pt2").path, extra_files=extra)
     assert_says_what_it_is(json.loads(extra["resnet-train.json"]), small)
     assert program.module()(torch.zeros(3, 16, 16, 3, dtype=torch.uint8)).shape == (3, 10)
+    for raw in (False, True):  # it can be moved to a GPU
+        graph = torch.export.load(exported("pt2", raw=raw).path).graph
+        assert not [node for node in graph.nodes if "cpu" in f"{node.args} {node.kwargs}"]
 
 
 def test_safetensors_as_its_own_tools_see_it(exported: Files, small: Trained) -> None:
