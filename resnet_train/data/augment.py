@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from resnet_train.data.transfer import send
+
 CropMode = Literal["zeros", "reflect"]
 
 
@@ -35,7 +37,7 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         """The same draws on ``device``."""
-        return Draws(*(drawn.to(device) for drawn in self._tensors()))
+        return Draws(*(send(drawn, device) for drawn in self._tensors()))
 
     @staticmethod
     def cat(pieces: Sequence[Draws]) -> Draws:
@@ -80,9 +82,8 @@ def crop_flip(images: Tensor, draws: Draws, *, padding: int, mode: CropMode) -> 
 def crop_flip_normalise(
     images: Tensor, draws: Draws, *, padding: int, mode: CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """`crop_flip`, then `normalise` on the device where ``mean`` is: float32 ``(B, 3, H, W)`` in channels_last."""
-    cropped = crop_flip(images, draws, padding=padding, mode=mode)
-    return normalise(cropped.to(mean.device, non_blocking=True), mean, std)
+    """`crop_flip`, then `normalise`, all on one device: float32 ``(B, 3, H, W)`` in channels_last."""
+    return normalise(crop_flip(images, draws, padding=padding, mode=mode), mean, std)
 
 
 class CropFlipNormalise(Protocol):

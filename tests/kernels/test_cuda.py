@@ -448,15 +448,6 @@ def test_a_batch_of_no_images() -> None:
     assert a_batch(images, torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)).shape == (0, 3, 4, 4)
 
 
-@only_on_gpu
-def test_images_that_stay_in_host_memory() -> None:
-    images = torch.arange(2 * 3 * 3 * 3, dtype=torch.uint8).reshape(2, 3, 3, 3)
-    mean, std = torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)
-    found = a_batch(images, mean, std)
-    assert found.device.type == "cuda"
-    assert torch.equal(found, augment.normalise(images.to(DEVICE), mean, std))
-
-
 # ------------------------------------------------------------------------------------------------------- the whole step
 
 
