@@ -37,7 +37,7 @@ NEVER = {
 }
 WITHOUT_TORCH = ("cli", "config", "data", "runs", "errors", "train")
 WITH_TORCH = {"data.augment", "data.dataset", "data.stream", "data.transfer"} | {
-    f"runs.{name}" for name in ("checkpoint", "environment", "history", "tensorboard", "weights")
+    f"runs.{name}" for name in ("checkpoint", "environment", "history", "snapshot", "tensorboard", "weights")
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
