@@ -136,7 +136,7 @@ def build(config: Config) -> Run:
         ),
         train_data=build_train_data(config, plan, dataset),
         eval_data={
-            name: build_eval_data(config.dataset, plan, split, batch_size=eval_batch_size(found))
+            name: build_eval_data(config.dataset, plan, split, batch_size=eval_batch_size(found, plan.device))
             for name, split in splits.items()
         },
         timetable=timetable,
