@@ -244,3 +244,20 @@ def test_what_waits_is_seen() -> None:
         with pytest.raises(Exception, match="_local_scalar_dense"):
             on_device.sum().item()
     assert watch.waits == ["cpu to cuda (3,)"] * 2 + ["cuda to cpu (3,)"]
+
+
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float32, "Cudnn"), (torch.float16, "Cudnn"), (torch.bfloat16, "Native")], ids=str
+)
+def test_which_batch_norm_pytorch_takes(
+    dtype: torch.dtype, backend: str, training: bool, layout: torch.memory_format
+) -> None:
+    """No requirement: it tells when docs/performance.md has to be changed."""
+    if not hasattr(torch._C, "_select_batch_norm_backend"):
+        pytest.skip(f"torch {torch.__version__} does not say")
+    images = torch.empty(128, 64, 32, 32, device=CUDA, dtype=dtype).contiguous(memory_format=layout)
+    of_channels = [torch.empty(64, device=CUDA) for _ in range(4)]
+    assert torch._C._select_batch_norm_backend(images, *of_channels, training, 1e-5).name == backend
