@@ -44,9 +44,7 @@ class LaunchedStep:
     def __call__(self, images: Tensor, labels: Tensor, *, lr: float) -> StepOutput:
         """See `train_step`."""
         self._lr.fill_(lr)
-        output = train_step(
-            self._state, images, labels, lr=self._lr, options=self._options, forward=self._forward
-        )
+        output = train_step(self._state, images, labels, lr=self._lr, options=self._options, forward=self._forward)
         for group in self._state.optimizer.param_groups:
             group["lr"] = lr  # what a checkpoint holds
         return output
@@ -71,14 +69,15 @@ class GraphedStep:
     """
 
     WARM_UP = 3  # steps before the trial; PyTorch's notes on CUDA graphs ask for that many
-    # What two computations of one step may differ by, where kernels need not repeat to the bit: sums by atomic
-    # operations (weight gradients of cuDNN), and in half precision the values that such a sum rounds to the other side.
+    # What two computations of one step may differ by. With deterministic=true nothing; else kernels need not repeat to
+    # the bit: sums by atomic operations (weight gradients of cuDNN), and in half precision the values that such a sum
+    # rounds to the other side.
     # The loss: sums of float32 in another order are off by some 1e-5; one rounding of bfloat16 is 2^-8 = 0.4 %, and
     # logits are 5 of these at most. The movement of a tensor: 2^-8 for each layer that its gradient has come through,
     # at random, so sqrt(110) x 0.4 % = 4 % in the deepest usual network. What has to be found is far off: a graph that
     # does nothing or a layer left out by 1, a learning rate that was recorded as a number by 1 as well, since that of
     # the second step is half of the first. No GPU has confirmed these yet.
-    LOSS = {"fp32": 1e-3, "tf32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+    LOSS, LOSS_IN_HALF = 1e-3, 2e-2  # of its value
     MOVEMENT = 5e-2
     ACCURACY = 5e-2  # logits that are nearly equal may change places
 
@@ -179,10 +178,10 @@ class GraphedStep:
 
     def _differs(self, results: Tensor, after: Snapshot, expected: tuple[Tensor, Snapshot], before: Snapshot) -> str:
         """What of a replay is not as expected, as a reason; empty where it agrees."""
-        # On the CPU, where recordings are emulated, steps repeat to the bit, and on a GPU if it is told to.
-        exact = results.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+        exact = torch.are_deterministic_algorithms_enabled()
         found, wanted = results.tolist(), expected[0].tolist()
-        limits = [self.LOSS[self._options.precision] * abs(wanted[0]), self.ACCURACY, self.MOVEMENT * abs(wanted[-1])]
+        loss = self.LOSS_IN_HALF if self._options.precision in ("bf16", "fp16") else self.LOSS
+        limits = [loss * abs(wanted[0]), self.ACCURACY, self.MOVEMENT * abs(wanted[-1])]
         for name, limit, one, other in zip(("loss", "accuracy", "gradient norm"), limits, found, wanted, strict=False):
             if not abs(one - other) <= (0.0 if exact else limit):  # NaN is not near
                 return f"the {name} of a replay is {one:.6g}, expected {other:.6g}"

@@ -20,7 +20,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, step: Callable[[], None]) -> Replay:
-        """Let ``step`` issue its operations without computing anything; returns what computes them, any number of times.
+        """Let ``step`` issue its operations without computing anything; what is returned computes them, at each call.
 
         They read and write the memory that they were recorded with; Python takes no part. Raises whatever stands in
         the way. Then streams, random generators and the allocator are what they were; values that ``step`` has

@@ -12,6 +12,7 @@ from torch import Tensor
 from resnet_train.training.state import TrainState
 
 GRADIENTS = "gradients"
+FAINT = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, state: TrainState) -> None:
-        """Write the copies into the tensors that ``state`` holds, which keep their memory; missing gradients are made."""
+        """Write the copies into the tensors that ``state`` holds, which stay where they are; make missing gradients."""
         for parameter, copy in zip(state.model.parameters(), self.tensors[GRADIENTS], strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(copy)
@@ -48,7 +49,8 @@ def changing(state: TrainState) -> dict[str, list[Tensor]]:
     for owner, model in (("", state.model), ("averaged ", state.ema)):
         if model is not None:
             kinds[f"{owner}parameters"] = [parameter.detach() for parameter in model.parameters()]
-            kinds[f"{owner}statistics"] = list(model.buffers())
+            for name, buffer in model.named_buffers():
+                kinds.setdefault(owner + name.rpartition(".")[2], []).append(buffer)
     for values in state.optimizer.state.values():
         for key, value in values.items():
             kinds.setdefault(f"optimizer's {key}", []).append(value)
@@ -60,9 +62,9 @@ def disagreement(found: Snapshot, expected: Snapshot, before: Snapshot, *, bound
     """The first kind of tensor in which ``found`` is not ``expected``; empty where there is none.
 
     A tensor agrees if it is off by at most ``bound`` of what the step has moved it (a gradient: of itself), by the
-    Euclidean norm. To that is added ``bound`` of what its kind has moved per value, root mean square: a tensor that
-    hardly moves, such as a bias before a norm, has a movement of nothing but rounding. What is no floating-point
-    number, or a single one, has to be equal, and so has everything with a ``bound`` of 0.
+    Euclidean norm. To each movement is added `FAINT` of what is usual in its kind, root mean square per value: the
+    gradient of a bias before a norm, for one, is nothing but rounding.
+    What is no floating-point number, or a single one, has to be equal, and so has everything with a ``bound`` of 0.
     """
     if (found.loss_scale, found.step) != (expected.loss_scale, expected.step):
         return "loss scale"
@@ -79,6 +81,6 @@ def disagreement(found: Snapshot, expected: Snapshot, before: Snapshot, *, bound
         values = sum(size for *_, size in far)
         usual = math.sqrt(sum(moved_by**2 for _, moved_by, _ in far) / values) if values else 0.0
         # NaN is not near: hence "not all near" and not "any far".
-        if not all(off <= bound * (moved_by + usual * math.sqrt(size)) for off, moved_by, size in far):
+        if not all(off <= bound * (moved_by + FAINT * usual * math.sqrt(size)) for off, moved_by, size in far):
             return kind
     return ""

@@ -105,7 +105,8 @@ class TrainState:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"], strict=True)
         load_optimizer(self.optimizer, saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # else the saved run had none, and this one, of another precision by force, has a new one
+            self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
         self.last = {split: Score(**score) for split, score in saved["last"].items()}
         self.best = {split: Score(**score) for split, score in saved["best"].items()}
