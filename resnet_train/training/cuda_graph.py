@@ -168,7 +168,7 @@ class GraphedStep:
                 results = _scalars(self._make(*case))
                 why_not = why_not or self._differs(results, Snapshot.of(self._state), expected, before)
         except Exception as error:  # whatever it is, the steps themselves do not need the recording
-            why_not = "recording it failed: " + printable((str(error).splitlines() or [type(error).__name__])[0])
+            why_not = "it failed: " + printable((str(error).splitlines() or [type(error).__name__])[0])
         if why_not:
             self._forget_recording()
         made[-1][1].restore(self._state)

@@ -48,34 +48,55 @@ OPTIMIZERS = [{"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"opt
 TABLE = list(itertools.product(OPTIONS, OPTIMIZERS, [None, 2.0**10, 2.0**126], [False, True], [0.0, 0.3]))
 
 
-@pytest.fixture(params=[True, False], ids=["exact", "bounds"])
-def exact(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """With deterministic kernels replays have to be equal to the bit."""
-    torch.use_deterministic_algorithms(request.param)
-    yield request.param
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Replays then have to be equal to the bit."""
+    torch.use_deterministic_algorithms(True)
+    yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["exact", "bounds"])
+def exact_or_not(request: pytest.FixtureRequest) -> None:
+    """Both ways to compare a replay with the step that it stands for."""
+    if request.param == "exact":
+        request.getfixturevalue("deterministic")
 
 
 @pytest.fixture
 def compare(small_state: Make, small_batch: Make, assert_same: AssertSame) -> Callable[..., GraphedStep]:
     """Make steps both ways, each from its own state, and compare all that they leave to the bit."""
+    launched: dict[str, list[Any]] = {}  # what the steps leave that are not recorded
+
+    def steps_of(state: TrainState, step: Step, options: StepOptions, count: int, distributions: bool) -> Iterator[Any]:
+        for number in range(count):
+            yield (
+                make_step(state, step, small_batch(number, distributions=distributions), number),
+                vars(state.optimizer).keys(),
+                copy.deepcopy(state.state_dict()),
+            )
+            if number == 4:
+                evaluate(state.eval_model, [small_batch(number)], precision=options.precision)
 
     def run(
-        recorder: EmulatedRecorder, options: StepOptions = OPTIONS[0], *, steps: int = 6, **others: Any
+        recorder: EmulatedRecorder,
+        options: StepOptions = OPTIONS[0],
+        *,
+        steps: int = 6,
+        distributions: bool = False,
+        **others: Any,
     ) -> GraphedStep:
-        distributions = others.pop("distributions", False)
         others["ema"] = options.ema_decay is not None
-        one, other = small_state(**others), small_state(**others)
-        launched = LaunchedStep(one, options=options, device=CPU)
-        graphed = GraphedStep(other, options=options, recorder=recorder)
-        for step in range(steps):
-            results = make_step(one, launched, small_batch(step, distributions=distributions), step)
-            assert_same(make_step(other, graphed, small_batch(step, distributions=distributions), step), results)
-            if step == 4:
-                evaluate(other.eval_model, [small_batch(step)], precision=options.precision)
-            assert_same(other.state_dict(), one.state_dict())
-        left = [vars(state.optimizer).keys() for state in (one, other)]
-        assert left[0] == left[1]
+        name = f"{options} {steps} {distributions} {others}"
+        if name not in launched:
+            one = small_state(**others)
+            plain = LaunchedStep(one, options=options, device=CPU)
+            launched[name] = list(steps_of(one, plain, options, steps, distributions))
+        state = small_state(**others)
+        graphed = GraphedStep(state, options=options, recorder=recorder)
+        made = steps_of(state, graphed, options, steps, distributions)
+        for number, (left, expected) in enumerate(zip(made, launched[name], strict=True)):
+            assert_same(left, expected, f"step {number}")
         return graphed
 
     return run
@@ -170,7 +191,7 @@ def test_a_recording_that_fails(
     with caplog.at_level("INFO"):
         graphed = compare(recorder, options, **others)
     assert (len(recorder.operations), recorder.replays) == (at, 0)
-    assert graphed.outcome.reason.startswith(f"recording it failed: operation {at}, ")
+    assert graphed.outcome.reason.startswith(f"it failed: operation {at}, ")
     expected = f"graph: steps are made operation by operation, with the same results: {graphed.outcome.reason}"
     assert caplog.messages == [expected]
 
@@ -179,10 +200,10 @@ def test_a_recording_that_fails(
 @pytest.mark.parametrize(("options", "others"), FAULTY, ids=str)
 def test_a_recording_that_fails_anywhere(compare: Make, options: StepOptions, others: dict[str, Any]) -> None:
     whole = EmulatedRecorder()
-    assert compare(whole, options, steps=4, **others).outcome.graph
-    for at in range(len(whole.operations)):
+    assert compare(whole, options, steps=5, **others).outcome.graph
+    for at in range(0, len(whole.operations), 1 + len(whole.operations) // 200):
         graphed = compare(EmulatedRecorder(refuse_at=at), options, steps=5, **others)
-        assert graphed.outcome.reason.startswith(f"recording it failed: operation {at}, ")
+        assert graphed.outcome.reason.startswith(f"it failed: operation {at}, ")
 
 
 def test_a_step_that_reads_a_value_is_not_recorded(small_state: Make, small_batch: Make) -> None:
@@ -195,7 +216,7 @@ def test_a_step_that_reads_a_value_is_not_recorded(small_state: Make, small_batc
     graphed = GraphedStep(state, options=OPTIONS[0], recorder=EmulatedRecorder(), forward=forward)
     for step in range(5):
         graphed(*small_batch(step), lr=0.1)
-    expected = "recording it failed: operation not permitted when stream is capturing: _local_scalar_dense"
+    expected = "it failed: operation not permitted when stream is capturing: _local_scalar_dense"
     assert (graphed.outcome.graph, graphed.outcome.reason) == (False, expected)
 
 
@@ -241,7 +262,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("options", "others"), FAULTY, ids=str)
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("exact_or_not")
 def test_replays_that_are_wrong(compare: Make, options: StepOptions, others: dict[str, Any], fault: str) -> None:
     replayed, reason = FAULTS[fault]
     graphed = compare(EmulatedRecorder(replayed=replayed), options, **others)
@@ -249,7 +270,7 @@ def test_replays_that_are_wrong(compare: Make, options: StepOptions, others: dic
 
 
 @pytest.mark.parametrize("momentum", [2, 3])
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("exact_or_not")
 def test_momentum_that_is_wrong(compare: Make, momentum: int) -> None:
     optimizer = "sgd" if momentum == 2 else "adamw"
     graphed = compare(EmulatedRecorder(replayed=moves_too_far("_fused_", momentum)), optimizer=optimizer)
@@ -270,6 +291,7 @@ def wrong_at(number: int, *, left_out: bool) -> Callable[[int, Operation], None]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("left_out", [True, False])
 @pytest.mark.parametrize(("options", "others"), FAULTY, ids=str)
 def test_replays_that_are_wrong_by_one_operation(
@@ -277,16 +299,15 @@ def test_replays_that_are_wrong_by_one_operation(
 ) -> None:
     """Some make no difference: what is written over, a comparison that is off and stays on its side."""
     whole = EmulatedRecorder()
-    assert compare(whole, options, steps=4, **others).outcome.graph
-    torch.use_deterministic_algorithms(True)
-    try:
-        found = [
-            not compare(EmulatedRecorder(replayed=wrong_at(number, left_out=left_out)), options, **others).outcome.graph
-            for number in range(len(whole.operations))
-        ]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert sum(found) > 0.8 * len(found)
+    assert compare(whole, options, **others).outcome.graph
+    memory = ("aten.empty", "aten.new_")  # these operations compute nothing
+    numbers = [at for at, one in enumerate(whole.operations) if not str(one.call).startswith(memory)]
+    numbers = numbers[:: 1 + len(numbers) // 200]
+    found = [
+        not compare(EmulatedRecorder(replayed=wrong_at(at, left_out=left_out)), options, **others).outcome.graph
+        for at in numbers
+    ]
+    assert sum(found) > 0.9 * len(found)
 
 
 @pytest.mark.parametrize("recorder", [EmulatedRecorder(refuse_at=9), EmulatedRecorder(replayed=does_nothing)])
@@ -333,5 +354,5 @@ def test_the_summary_and_the_log_say_what_became_of_it(
         if recorder is not None:
             assert sum(summary.graph_reason in message for message in caplog.messages) == 1
         metrics.append((tmp_path / name / "metrics.csv").read_text())
-    assert summary.graph_reason.startswith("recording it failed: operation 7, ")
+    assert summary.graph_reason.startswith("it failed: operation 7, ")
     assert metrics[0] == metrics[1] == metrics[2]
