@@ -128,8 +128,9 @@ def test_replays_make_the_same_steps_with_every_option(
     dropout: float,
 ) -> None:
     others = {"loss_scale": loss_scale, "distributions": distributions, "dropout": dropout}
-    graphed = compare(EmulatedRecorder(), options, steps=10, **optimizer, **others)
-    assert graphed.outcome.graph, graphed.outcome.reason
+    recorder = EmulatedRecorder()
+    graphed = compare(recorder, options, steps=10, **optimizer, **others)
+    assert graphed.outcome.graph or (loss_scale == 2.0**126 and not recorder.operations), graphed.outcome.reason
 
 
 def test_a_step_that_overflows_is_not_taken_for_a_trial(compare: Make) -> None:
