@@ -159,17 +159,16 @@ def test_a_state_is_loaded_as_this_device_has_it(
     train(network, other, seeds=range(3))
     saved = copy.deepcopy(other.state_dict())
     for group in saved["param_groups"]:
-        group |= {"lr": torch.tensor(9.0), "capturable": True, "fused": saved_fused, "foreach": not saved_fused}
+        group |= {"lr": torch.tensor(0.1), "capturable": True, "fused": saved_fused, "foreach": not saved_fused}
     for values in saved["state"].values():  # not fused, AdamW counts in the default type, on the CPU
         if not saved_fused and "step" in values:
             values["step"] = values["step"].double()
     here, optimizer = build()
     here.load_state_dict(network.state_dict())
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    options = [{**group, "params": None} for group in optimizer.param_groups]
     load_optimizer(optimizer, saved)
-    assert options == [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-    ]
+    assert [group["lr"] for group in optimizer.param_groups] == [torch.tensor(0.1).item()] * 2
+    assert [{**group, "params": None, "lr": 0.1} for group in optimizer.param_groups] == options
     for parameter, values in optimizer.state.items():
         for value in values.values():
             assert (value.dtype, value.device) == (torch.float32, parameter.device)
