@@ -13,8 +13,8 @@ from torch import Tensor
 from resnet_train.errors import RunError
 from resnet_train.runs.console import printable
 from resnet_train.training.recorder import Recorder, Replay
-from resnet_train.training.snapshot import Snapshot, disagreement
 from resnet_train.training.state import TrainState
+from resnet_train.training.state_copy import StateCopy, disagreement
 from resnet_train.training.step import Forward, StepOptions, StepOutput, train_step
 
 logger = logging.getLogger(__name__)
@@ -147,15 +147,15 @@ class GraphedStep:
 
     def _try(self, images: Tensor, labels: Tensor, lr: float) -> StepOutput:
         """Make a step, and find out whether a recording makes the same."""
-        before, random = Snapshot.of(self._state), _random_state(images.device)
+        before, random = StateCopy.of(self._state), _random_state(images.device)
         # Nothing of the first batch may have been recorded as a constant; the step that stands comes last.
         cases = ((images.flip(0, 3), labels.flip(0).roll(1, 0), lr / 2 or 1e-3), (images, labels, lr))
-        made: list[tuple[Tensor, Snapshot]] = []
+        made: list[tuple[Tensor, StateCopy]] = []
         for case in cases:
             before.restore(self._state)
             random()
             output = self._make(*case)
-            made.append((_scalars(output), Snapshot.of(self._state)))
+            made.append((_scalars(output), StateCopy.of(self._state)))
         if not all(_shows_all(results, after, before) for results, after in made):
             return output
         random_after = _random_state(images.device)
@@ -166,7 +166,7 @@ class GraphedStep:
                 before.restore(self._state)
                 random()
                 results = _scalars(self._make(*case))
-                why_not = why_not or self._differs(results, Snapshot.of(self._state), expected, before)
+                why_not = why_not or self._differs(results, StateCopy.of(self._state), expected, before)
         except Exception as error:  # whatever it is, the steps themselves do not need the recording
             why_not = "it failed: " + printable((str(error).splitlines() or [type(error).__name__])[0])
         if why_not:
@@ -176,7 +176,7 @@ class GraphedStep:
         self._settle(why_not)
         return output
 
-    def _differs(self, results: Tensor, after: Snapshot, expected: tuple[Tensor, Snapshot], before: Snapshot) -> str:
+    def _differs(self, results: Tensor, after: StateCopy, expected: tuple[Tensor, StateCopy], before: StateCopy) -> str:
         """What of a replay is not as expected, as a reason; empty where it agrees."""
         exact = torch.are_deterministic_algorithms_enabled()
         found, wanted = results.tolist(), expected[0].tolist()
@@ -215,7 +215,7 @@ def _scalars(output: StepOutput) -> Tensor:
     return torch.stack([value for value in (output.loss, output.accuracy, output.grad_norm) if value is not None])
 
 
-def _shows_all(results: Tensor, after: Snapshot, before: Snapshot) -> bool:
+def _shows_all(results: Tensor, after: StateCopy, before: StateCopy) -> bool:
     """Whether a step did all that steps do: its gradients did not overflow."""
     if before.loss_scale and after.loss_scale["scale"] < before.loss_scale["scale"]:
         return False

@@ -184,7 +184,7 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("options", "others"), FAULTY, ids=str)
-@pytest.mark.parametrize("at", [0, 50, 130])
+@pytest.mark.parametrize("at", [0, 50, 120])
 def test_a_recording_that_fails(
     compare: Make, caplog: pytest.LogCaptureFixture, options: StepOptions, others: dict[str, Any], at: int
 ) -> None:

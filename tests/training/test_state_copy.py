@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_train.training.snapshot import Snapshot, changing, disagreement
 from resnet_train.training.state import TrainState
+from resnet_train.training.state_copy import StateCopy, changing, disagreement
 from resnet_train.training.step import StepOptions, train_step
 
 Make = Callable[..., Any]
@@ -20,11 +20,11 @@ BOUND = 0.05
 
 
 @pytest.fixture(params=["sgd", "adamw"])
-def trained(request: pytest.FixtureRequest, small_state: Make, small_batch: Make) -> tuple[TrainState, Snapshot]:
+def trained(request: pytest.FixtureRequest, small_state: Make, small_batch: Make) -> tuple[TrainState, StateCopy]:
     """A state after a step, and what it was before."""
     state = small_state(optimizer=request.param, ema=True, loss_scale=2.0)
     train_step(state, *small_batch(0), lr=0.1, options=OPTIONS)
-    before = Snapshot.of(state)
+    before = StateCopy.of(state)
     train_step(state, *small_batch(1), lr=0.1, options=OPTIONS)
     return state, before
 
@@ -34,10 +34,10 @@ def values_of(state: TrainState) -> list[Tensor]:
 
 
 def test_everything_that_a_step_changes_is_restored(
-    trained: tuple[TrainState, Snapshot], small_batch: Make, assert_same: Callable[[Any, Any], None]
+    trained: tuple[TrainState, StateCopy], small_batch: Make, assert_same: Callable[[Any, Any], None]
 ) -> None:
     state, _ = trained
-    saved, whole = Snapshot.of(state), copy.deepcopy(state.state_dict())
+    saved, whole = StateCopy.of(state), copy.deepcopy(state.state_dict())
     gradients = [parameter.grad.clone() for parameter in state.model.parameters() if parameter.grad is not None]
     addresses = [
         value.data_ptr() for name, values in changing(state).items() if name != "gradients" for value in values
@@ -53,7 +53,7 @@ def test_everything_that_a_step_changes_is_restored(
     assert found == addresses
 
 
-def test_the_kinds(trained: tuple[TrainState, Snapshot]) -> None:
+def test_the_kinds(trained: tuple[TrainState, StateCopy]) -> None:
     """All that a state dict holds, and the gradients."""
     state, _ = trained
     saved = state.state_dict()
@@ -66,59 +66,59 @@ def test_the_kinds(trained: tuple[TrainState, Snapshot]) -> None:
 
 
 @pytest.mark.parametrize("bound", [0.0, BOUND])
-def test_equal_ones_agree(trained: tuple[TrainState, Snapshot], bound: float) -> None:
+def test_equal_ones_agree(trained: tuple[TrainState, StateCopy], bound: float) -> None:
     state, before = trained
-    assert disagreement(Snapshot.of(state), Snapshot.of(state), before, bound=bound) == ""
+    assert disagreement(StateCopy.of(state), StateCopy.of(state), before, bound=bound) == ""
 
 
-def test_noise_is_within_the_bound_and_not_equal(trained: tuple[TrainState, Snapshot]) -> None:
+def test_noise_is_within_the_bound_and_not_equal(trained: tuple[TrainState, StateCopy]) -> None:
     """A hundredth of each movement, at random."""
     state, before = trained
-    expected, draws = Snapshot.of(state), torch.Generator().manual_seed(0)
+    expected, draws = StateCopy.of(state), torch.Generator().manual_seed(0)
     olds = [old for tensors in before.tensors.values() for old in tensors]
     with torch.no_grad():
         for value, old in zip(values_of(state), olds, strict=True):
             if value.is_floating_point() and value.numel() > 1:
                 moved = (value - old).norm() / value.numel() ** 0.5
                 value.add_(torch.randn(value.shape, generator=draws) * moved, alpha=0.01)
-    assert disagreement(Snapshot.of(state), expected, before, bound=BOUND) == ""
-    assert disagreement(Snapshot.of(state), expected, before, bound=0.0) == "parameters"
+    assert disagreement(StateCopy.of(state), expected, before, bound=BOUND) == ""
+    assert disagreement(StateCopy.of(state), expected, before, bound=0.0) == "parameters"
 
 
 @pytest.mark.parametrize("bound", [0.0, BOUND])
-def test_each_tensor_that_was_left_out_is_found(trained: tuple[TrainState, Snapshot], bound: float) -> None:
+def test_each_tensor_that_was_left_out_is_found(trained: tuple[TrainState, StateCopy], bound: float) -> None:
     """One at a time keeps the value that it had before, or, if its kind counts, misses the count."""
     state, before = trained
-    expected = Snapshot.of(state)
+    expected = StateCopy.of(state)
     for kind, tensors in changing(state).items():
         for tensor, old in zip(tensors, before.tensors[kind], strict=True):
             with torch.no_grad():
                 tensor.zero_() if kind == "gradients" else tensor.copy_(old)
-            assert disagreement(Snapshot.of(state), expected, before, bound=bound) == kind
+            assert disagreement(StateCopy.of(state), expected, before, bound=bound) == kind
             expected.restore(state)
 
 
 @pytest.mark.parametrize("bound", [0.0, BOUND])
-def test_what_is_no_number_is_found(trained: tuple[TrainState, Snapshot], bound: float) -> None:
+def test_what_is_no_number_is_found(trained: tuple[TrainState, StateCopy], bound: float) -> None:
     state, before = trained
-    expected = Snapshot.of(state)
+    expected = StateCopy.of(state)
     with torch.no_grad():
         next(state.model.parameters())[0, 0, 0, 0] = torch.nan
-    assert disagreement(Snapshot.of(state), expected, before, bound=bound) == "parameters"
+    assert disagreement(StateCopy.of(state), expected, before, bound=bound) == "parameters"
 
 
-def test_another_loss_scale_is_found(trained: tuple[TrainState, Snapshot]) -> None:
+def test_another_loss_scale_is_found(trained: tuple[TrainState, StateCopy]) -> None:
     state, before = trained
-    expected = Snapshot.of(state)
+    expected = StateCopy.of(state)
     state.scaler.update(8.0)
-    assert disagreement(Snapshot.of(state), expected, before, bound=BOUND) == "loss scale"
+    assert disagreement(StateCopy.of(state), expected, before, bound=BOUND) == "loss scale"
 
 
-def test_a_tensor_that_moves_by_rounding_alone_agrees(trained: tuple[TrainState, Snapshot]) -> None:
+def test_a_tensor_that_moves_by_rounding_alone_agrees(trained: tuple[TrainState, StateCopy]) -> None:
     """A bias before a norm: its gradient is what is left of a sum that should be zero, and of either sign."""
     state, before = trained
-    expected = Snapshot.of(state)
-    found = Snapshot.of(state)
+    expected = StateCopy.of(state)
+    found = StateCopy.of(state)
     index = next(i for i, tensor in enumerate(expected.tensors["parameters"]) if tensor.ndim == 1)
     old = before.tensors["parameters"][index]
     usual = 1e-5 * torch.ones_like(old)

@@ -16,7 +16,7 @@ FAINT = 0.1
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StateCopy:
     """What a step has left, or is about to change; on the device."""
 
     tensors: dict[str, list[Tensor]]  # by kind
@@ -24,7 +24,7 @@ class Snapshot:
     step: int
 
     @classmethod
-    def of(cls, state: TrainState) -> Snapshot:
+    def of(cls, state: TrainState) -> StateCopy:
         """Copy what ``state`` holds."""
         copies = {kind: [tensor.clone() for tensor in tensors] for kind, tensors in changing(state).items()}
         return cls(copies, state.scaler.state_dict(), state.step)
@@ -58,7 +58,7 @@ def changing(state: TrainState) -> dict[str, list[Tensor]]:
     return kinds
 
 
-def disagreement(found: Snapshot, expected: Snapshot, before: Snapshot, *, bound: float) -> str:
+def disagreement(found: StateCopy, expected: StateCopy, before: StateCopy, *, bound: float) -> str:
     """The first kind of tensor in which ``found`` is not ``expected``; empty where there is none.
 
     A tensor agrees if it is off by at most ``bound`` of what the step has moved it (a gradient: of itself), by the
