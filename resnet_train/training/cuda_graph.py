@@ -60,8 +60,8 @@ class GraphedStep:
     trial passed, as far as the kernels repeat to the bit.
 
     Where recording fails or a replay differs, all steps are made operation by operation, and the log and `outcome` say
-    why; with ``required`` that is a `RunError`. Against it nothing helps but a new process: an error that leaves the
-    device unusable. A step whose gradients overflow, or whose loss is not finite, shows too little: the next one is
+    why; with ``required`` that is a `RunError`. An error that leaves the device unusable ends the run all the same.
+    A step whose gradients overflow, or whose loss is not finite, shows too little: the next one is
     tried. For the trial the device holds four copies more of parameters, gradients, statistics and optimizer state.
 
     All steps need the shapes of the first one. ``state`` must not be loaded from a checkpoint after that, nor changed
@@ -79,7 +79,7 @@ class GraphedStep:
     # the second step is half of the first. No GPU has confirmed these yet.
     LOSS, LOSS_IN_HALF = 1e-3, 2e-2  # of its value
     MOVEMENT = 5e-2
-    ACCURACY = 5e-2  # logits that are nearly equal may change places
+    ACCURACY = 5e-2, 2  # of the batch, and images: logits that are nearly equal may change places
 
     def __init__(
         self,
@@ -181,7 +181,8 @@ class GraphedStep:
         exact = torch.are_deterministic_algorithms_enabled()
         found, wanted = results.tolist(), expected[0].tolist()
         loss = self.LOSS_IN_HALF if self._options.precision in ("bf16", "fp16") else self.LOSS
-        limits = [loss * abs(wanted[0]), self.ACCURACY, self.MOVEMENT * abs(wanted[-1])]
+        share, number = self.ACCURACY
+        limits = [loss * abs(wanted[0]), share + number / len(self._images), self.MOVEMENT * abs(wanted[-1])]
         for name, limit, one, other in zip(("loss", "accuracy", "gradient norm"), limits, found, wanted, strict=False):
             if not abs(one - other) <= (0.0 if exact else limit):  # NaN is not near
                 return f"the {name} of a replay is {one:.6g}, expected {other:.6g}"
