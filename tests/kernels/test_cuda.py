@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from resnet_train import kernels
 from resnet_train.config.run import Config
 from resnet_train.data import augment
-from resnet_train.kernels import cuda, cuda_batch, native
+from resnet_train.kernels import cuda, cuda_batch, cuda_check, native
 from resnet_train.kernels.choose import PLAIN, Backend
 from resnet_train.kernels.fuse import fuse
 from resnet_train.models.build import build_model
@@ -196,6 +197,46 @@ def test_norm_relu_in_two_bytes(dtype: torch.dtype, shortcut: bool) -> None:
 @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 def test_norm_relu_at_the_size_of_real_layers(shape: tuple[int, ...], shortcut: bool, dtype: torch.dtype) -> None:
     compare(shape, dtype=dtype, shortcut=shortcut)
+
+
+@runs_kernels
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_the_check_of_one_norm_passes(precision: str) -> None:
+    random = torch.get_rng_state()
+    cuda_check.check_norm(DEVICE, precision)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("forward_apply", "the result of a fused norm is off by nan here, expected 1.6e-02"),
+        ("backward_apply", "the gradient of a fused norm is off by nan here, expected 1.6e-02"),
+        ("backward_totals", " of a fused norm is off by nan here, expected 1.6e-02"),
+        ("inference", "the result in evaluation of a fused norm is off by nan here, expected 1.6e-02"),
+        ("nothing", "the fused norm does not run here: "),
+    ],
+)
+def test_the_check_of_one_norm_finds_a_kernel_that_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, message: str
+) -> None:
+    class Idle(dict[Any, Any]):
+        def __missing__(self, _grid: Any) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    faulty = (
+        SimpleNamespace(**vars(cuda.kernels())) if kernel != "nothing" else SimpleNamespace(INTERPRETED=INTERPRETED)
+    )
+    setattr(faulty, kernel, Idle())
+    monkeypatch.setattr(cuda, "kernels", lambda: faulty)
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        with pytest.raises(native.Unavailable) as caught:
+            cuda_check.check_norm(DEVICE, "bf16")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert message in str(caught.value)
 
 
 @runs_kernels
