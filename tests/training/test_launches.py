@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnet_train.models.resnet import CifarResNet, ResNet
 from resnet_train.models.variant import Variant
 from resnet_train.training import optim
+from resnet_train.training.cuda_graph import GraphedStep
 from resnet_train.training.launches import FewLaunches
 from resnet_train.training.state import TrainState
 from resnet_train.training.step import StepOptions, train_step
+from tests.training.emulated_graph import EmulatedRecorder
 
 
 def quarter(depth: int, **options: Any) -> nn.Module:
@@ -94,6 +97,28 @@ def test_steps_are_those_of_the_network_itself_bit_for_bit(
         assert all(torch.equal(value, second[name]) for name, value in first.items())
     counters = [value for name, value in states[1].model.state_dict().items() if name.endswith("num_batches_tracked")]
     assert {int(value) for value in counters} == {3 * options.accumulate}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        StepOptions(precision="bf16"),
+        StepOptions(precision="bf16", accumulate=2, clip_grad_norm=0.1, ema_decay=0.9),
+    ],
+    ids=str,
+)
+def test_it_can_be_recorded(options: StepOptions, assert_same: Callable[[Any, Any], None]) -> None:
+    """Replays make the steps of the network itself."""
+    states = [state_of(quarter(8), ema=options.ema_decay is not None) for _ in range(2)]
+    recorder, forward = EmulatedRecorder(), FewLaunches(states[1].model, precision=options.precision)
+    graphed = GraphedStep(states[1], options=options, recorder=recorder, forward=forward)
+    for step in range(6):
+        lr = 0.1 / (step + 1)
+        expected = train_step(states[0], *batch(step), lr=torch.tensor(lr), options=options)
+        assert torch.equal(graphed(*batch(step), lr=lr).loss, expected.loss)
+    assert graphed.outcome.graph, graphed.outcome.reason
+    assert_same(states[1].model.state_dict(), states[0].model.state_dict())
+    assert_same(states[1].eval_model.state_dict(), states[0].eval_model.state_dict())
 
 
 def test_what_computes_in_another_way_is_left_alone() -> None:
