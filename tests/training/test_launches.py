@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resnet_train.config.dataset import AugmentConfig
+from resnet_train.data.dataset import Split
+from resnet_train.data.stream import TrainData
 from resnet_train.models.resnet import CifarResNet, ResNet
 from resnet_train.models.variant import Variant
 from resnet_train.training import optim
@@ -177,3 +180,33 @@ def test_operations_a_step(depth: int, precision: str, few: bool, most: int) -> 
     more = operations(state_of(quarter(depth, shortcut=shortcut), ema=True), averaging, few=few)
     assert len(more) == len(names) + 2, "a moving average is one operation for floats and one for counters"
     assert not few or names.count("_to_copy") <= 3, "images, logits and their gradient"
+
+
+@pytest.mark.parametrize(
+    ("augment", "number"),
+    [
+        ({}, 21),
+        ({"crop_mode": "reflect"}, 23),
+        ({"cutout": 8}, 34),
+        ({"mixup": 0.2}, 30),
+        ({"cutmix": 1.0}, 29),
+    ],
+    ids=str,
+)
+def test_operations_a_batch(augment: dict[str, Any], number: int) -> None:
+    """With PyTorch's own kernels; those of `resnet_train.kernels` crop, flip and normalise in one."""
+    options = {"crop_padding": 4, "crop_mode": "zeros", "flip": True, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
+    data = TrainData(
+        Split(torch.zeros(64, 8, 8, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)),
+        batch_size=4,
+        seed=0,
+        augment=AugmentConfig(**{**options, **augment}),
+        mean=[0.5] * 3,
+        std=[0.2] * 3,
+        num_classes=10,
+        device=torch.device("cpu"),
+    )
+    data.batch(0)
+    with Operations() as found:
+        data.batch(1)
+    assert len(found.names) == number, sorted(found.names)
