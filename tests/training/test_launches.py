@@ -124,6 +124,26 @@ def test_it_can_be_recorded(options: StepOptions, assert_same: Callable[[Any, An
     assert_same(states[1].eval_model.state_dict(), states[0].eval_model.state_dict())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_steps_are_those_of_the_network_itself_bit_for_bit(precision: str) -> None:
+    options = StepOptions(precision=precision, ema_decay=0.9)
+    states = [state_of(quarter(18, shortcut="B").cuda(), ema=True) for _ in range(2)]
+    for state in states:
+        state.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16", init_scale=2.0**8)
+    forward = FewLaunches(states[1].model, precision=precision)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for step in range(3):
+            images, labels = (tensor.cuda() for tensor in batch(step, size=32))
+            plain = train_step(states[0], images, labels, lr=0.1, options=options)
+            few = train_step(states[1], images, labels, lr=0.1, options=options, forward=forward)
+            assert torch.equal(plain.loss, few.loss)
+    for networks in ((state.model for state in states), (state.eval_model for state in states)):
+        first, second = (network.state_dict() for network in networks)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_what_computes_in_another_way_is_left_alone() -> None:
     """Norms that count in a kernel of their own, and those whose statistics are made by the count."""
     model = quarter(8)
