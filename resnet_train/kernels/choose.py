@@ -98,7 +98,7 @@ def load_backend(name: str, *, device: torch.device, precision: str) -> Backend:
     if device.type == "cuda":
         reason = cuda.prepare()
         if torch.cuda.is_available():
-            cuda_check.check_norm(device, precision)
+            cuda_check.check(device, precision)
         return Backend(FUSED, reason, partial(fuse, leaves=cuda.LEAVES), cuda_batch.crop_flip_normalise)
     parts = cpu.prepare(precision, by_name=name == FUSED)
     return Backend(FUSED, parts.reason, partial(fuse, leaves=parts.leaves), parts.crop_flip_normalise)

@@ -94,7 +94,8 @@ class GraphedStep:
         self._recorder, self._required = recorder, required
         self._replay: Replay | None = None
         self._results: Tensor | None = None  # of a replay: loss, accuracy, norm of the gradient where it clips
-        self._steps, self._settled = 0, False
+        self._steps = 0
+        self.settled = False  # whether the trial is over, and with it what only first steps cost
         self.outcome = Outcome(False, f"not tried before step {self.WARM_UP + 1} of a session")
 
     def __call__(self, images: Tensor, labels: Tensor, *, lr: float) -> StepOutput:
@@ -105,7 +106,7 @@ class GraphedStep:
         if self._steps == 0:
             self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
             self._lr = torch.empty((), device=images.device)
-        if self._steps < self.WARM_UP or self._settled:
+        if self._steps < self.WARM_UP or self.settled:
             output = self._make(images, labels, lr)
         else:
             output = self._try(images, labels, lr)
@@ -200,7 +201,7 @@ class GraphedStep:
             self._state.scaler = torch.amp.GradScaler(self._images.device.type)
 
     def _settle(self, why_not: str) -> None:
-        self._settled = True
+        self.settled = True
         if not why_not:
             self.outcome = Outcome(True, "two replays agreed with the steps that they stand for")
             logger.info("graph: each step is one CUDA graph from now on: %s", self.outcome.reason)

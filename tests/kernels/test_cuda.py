@@ -201,9 +201,9 @@ def test_norm_relu_at_the_size_of_real_layers(shape: tuple[int, ...], shortcut: 
 
 @runs_kernels
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_the_check_of_one_norm_passes(precision: str) -> None:
+def test_the_check_before_a_run_passes(precision: str) -> None:
     random = torch.get_rng_state()
-    cuda_check.check_norm(DEVICE, precision)
+    cuda_check.check(DEVICE, precision)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -215,10 +215,10 @@ def test_the_check_of_one_norm_passes(precision: str) -> None:
         ("backward_apply", "the gradient of a fused norm is off by nan here, expected 1.6e-02"),
         ("backward_totals", " of a fused norm is off by nan here, expected 1.6e-02"),
         ("inference", "the result in evaluation of a fused norm is off by nan here, expected 1.6e-02"),
-        ("nothing", "the fused norm does not run here: "),
+        ("nothing", "the fused kernels do not run here: "),
     ],
 )
-def test_the_check_of_one_norm_finds_a_kernel_that_does_nothing(
+def test_the_check_before_a_run_finds_a_kernel_that_does_nothing(
     monkeypatch: pytest.MonkeyPatch, kernel: str, message: str
 ) -> None:
     class Idle(dict[Any, Any]):
@@ -233,10 +233,24 @@ def test_the_check_of_one_norm_finds_a_kernel_that_does_nothing(
     torch.use_deterministic_algorithms(True)  # new memory is NaN
     try:
         with pytest.raises(native.Unavailable) as caught:
-            cuda_check.check_norm(DEVICE, "bf16")
+            cuda_check.check(DEVICE, "bf16")
     finally:
         torch.use_deterministic_algorithms(False)
     assert message in str(caught.value)
+
+
+@runs_kernels
+def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cuda_batch._make_table
+
+    def wrong(mean: Tensor, std: Tensor) -> Tensor:
+        table = right(mean, std)
+        table[2, 77] = table[2, 77].nextafter(torch.tensor(0.0, device=DEVICE))
+        return table
+
+    monkeypatch.setattr(cuda_batch, "_make_table", wrong)
+    with pytest.raises(native.Unavailable, match=r"^a batch by the fused kernels is not that of PyTorch's operations "):
+        cuda_check.check(DEVICE, "fp32")
 
 
 @runs_kernels
