@@ -27,9 +27,7 @@ def build_device(name: str) -> torch.device:
                 f"device: expected one of this machine's {available} CUDA devices, got {name}; "
                 f"try device={'cuda:' + str(available - 1) if available else 'cpu'}"
             )
-        device = torch.device("cuda", index)
-        check_card(device)
-        return device
+        return torch.device("cuda", index)
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: expected a device of this machine, got mps, which it lacks; try device=cpu")
     return torch.device(name)
@@ -134,6 +132,8 @@ class Plan:
 def build_plan(config: Config) -> Plan:
     """Choose device, arithmetic and kernels; raises `ConfigError` for what this machine cannot do."""
     device = build_device(config.device)
+    if device.type == "cuda":
+        check_card(device)
     precision, why_precision = build_precision(config.precision, device)
     channels_last, why_channels_last = build_channels_last(config.channels_last, device)
     graph, why_graph = build_graph(config.graph, device)

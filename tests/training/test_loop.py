@@ -216,6 +216,7 @@ def test_the_gpu_that_was_asked_for_is_made_the_current_one(
     def enter(device: torch.device) -> None:
         raise Entered(str(device))
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", enter)
     with pytest.raises(Entered, match=r"^cuda:1$"):
