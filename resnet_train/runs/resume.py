@@ -55,6 +55,7 @@ CHANGEABLE = frozenset(
         "dataset.root",
         "deterministic",
         "device",
+        "diagnostics",
         "epochs",
         "eval_every",
         "graph",
