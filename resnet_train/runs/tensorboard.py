@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG_TAG, IMAGES_TAG = "config", "augmented training images"
 # Charts of several tags in the tab "Custom scalars". Tags are regular expressions.
-LAYOUT = {"train and test": {name: ["Multiline", [rf"^{name}/(train|val|test)$"]] for name in ("loss", "accuracy")}}
+LAYOUT = {
+    "train, val and test": {name: ["Multiline", [rf"^{name}/(train|val|test)$"]] for name in ("loss", "accuracy")}
+}
 # Those of `training.diagnostics`. TensorBoard puts the first five tags of the alphabet into the columns of the HParams
 # tab: these stand behind accuracy and loss there.
 PER_CLASS_ACCURACY, GRADIENT_NORMS = "per class accuracy", "per layer gradient norm"
@@ -214,8 +216,8 @@ def tag_of(key: str) -> str:
 def hparams(config: Config, overrides: Sequence[str] | None = None) -> dict[str, float | str]:
     """Keys of the configuration as the flat numbers and texts that the HParams tab takes.
 
-    ``overrides``: those that made ``config``. What they name is taken, and what compares any two runs; a run from
-    Python, which has none, gives all that is set. What changes no result is left out.
+    ``overrides``: those that tell this run from others. What they name is taken, and what compares any two runs; of a
+    run from Python, which has none, all that is set. What changes no result is left out.
     """
     everything = {
         key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()

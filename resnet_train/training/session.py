@@ -113,7 +113,7 @@ def open_session(
     table, history = open_table(run, directory, history)
     invocation = invocation or (None if resumed is None else kept_invocation(resumed.content))
     from_step = min(state.step, total_steps - 1)  # with all steps made, the last one's numbers are written once more
-    overrides = None if invocation is None else invocation.overrides
+    overrides = None if invocation is None else invocation.distinguishing
     tensorboard = TensorBoard(directory, config, from_step=from_step, measured=history, overrides=overrides)
     session = Session(
         directory=directory,
