@@ -18,6 +18,7 @@ from resnet_train.training.setup import Run
 
 CONFUSION_TAG, MISTAKES_TAG = "test/confusion matrix", "test/worst mistakes"
 NUM_MISTAKES, COLUMNS = 32, 8  # on the sheet
+FEWEST_IMAGES = 100  # of fewer they say little, and they take half a second
 MOST_LOGITS = 1 << 25  # that are kept of an evaluation: 128 MiB
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,12 @@ class ResultPictures:
     def draw(self, run: Run) -> None:
         """Show the pictures of the result, at the last step. Where one cannot be drawn, the log says why."""
         logits, self._logits = self._logits, None
-        if logits is None:
-            logger.info("no pictures of the result in TensorBoard: the test split is too large")
+        split, step = run.eval_data["test"].split, run.timetable.total_steps
+        if logits is None or len(split) < FEWEST_IMAGES:
+            much = f"at least {FEWEST_IMAGES} test images, and at most {MOST_LOGITS:,} of images times classes"
+            logger.info("no pictures of the result in TensorBoard: they take %s", much)
             return
         try:
-            split, step = run.eval_data["test"].split, run.timetable.total_steps
             labels, classes = split.labels.cpu(), tuple(map(printable, run.classes))
             page = mistakes_sheet(split.images, logits, labels, classes)
             if page is not None:

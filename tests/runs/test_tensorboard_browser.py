@@ -92,7 +92,7 @@ def sweep(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resumed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with diagnostics and a validation split, resumed behind its newest evaluation and made longer."""
     directory = tmp_path_factory.mktemp("resumed") / "run"
-    overrides = ("dataset.val_size=40", "diagnostics=true", "checkpoint.keep=9")
+    overrides = ("dataset.val_size=40", "dataset.num_test=100", "diagnostics=true", "checkpoint.keep=9")
     run(tiny(*overrides, "epochs=2"), directory=directory)
     (directory / "summary.json").unlink()
     newest = max(directory.glob("checkpoints/step-*.pt"))

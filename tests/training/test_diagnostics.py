@@ -92,13 +92,15 @@ def test_every_layer_block_and_class_is_shown_at_each_evaluation(
 
 def test_a_resumed_run_shows_each_once(tiny: Tiny, tmp_path: Path) -> None:
     """After a checkpoint that lies before the newest evaluation, and after the end; with the server's own reader."""
-    run(tiny(*LENGTH, "diagnostics=true"), directory=tmp_path)
+    pytest.importorskip("matplotlib")
+    options = (*LENGTH, "diagnostics=true", "dataset.num_test=100")
+    run(tiny(*options), directory=tmp_path)
     (tmp_path / "summary.json").unlink()
     for path in (tmp_path / "checkpoints").iterdir():
         if path.name != "step-00000007.pt":  # after one epoch
             path.unlink()
     for length in ("epochs=2", "epochs=3"):
-        run(tiny(*LENGTH, length, "diagnostics=true"), directory=tmp_path)
+        run(tiny(*options, length), directory=tmp_path)
     found = ServerAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     for tag in ("weights/fc", "gradients/fc", "per layer gradient norm/fc", "per layer activation mean/layer1.0"):
         assert [event.step for event in found.Tensors(tag)] == [7, 13, 19], tag

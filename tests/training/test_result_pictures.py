@@ -43,7 +43,7 @@ def test_the_pictures_are_of_the_weights_that_give_the_result(
     tiny: Tiny, tmp_path: Path, events: Events, val_size: int
 ) -> None:
     pytest.importorskip("matplotlib")
-    config = tiny("epochs=4", f"dataset.val_size={val_size}", "optim.lr=0.3")
+    config = tiny("epochs=4", f"dataset.val_size={val_size}", "optim.lr=0.3", "dataset.num_test=100")
     summary = run(config, directory=tmp_path)
     built = build(config)
     name = "best" if val_size else "last"
@@ -62,7 +62,8 @@ def test_the_pictures_are_of_the_weights_that_give_the_result(
 
 
 def test_a_run_cut_after_its_last_step_has_them_once(tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny("epochs=null", "steps=6")
+    pytest.importorskip("matplotlib")
+    config = tiny("epochs=null", "steps=6", "dataset.num_test=100")
     run(config, directory=tmp_path)
     (tmp_path / "summary.json").unlink()
     resumed = run(config, directory=tmp_path)
@@ -98,16 +99,23 @@ def test_sheets_of_any_size_and_many_classes(size: int, classes: int) -> None:
 def test_logits_of_a_huge_split_are_not_kept(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("epochs=null", "steps=2")
+    config = tiny("epochs=null", "steps=2", "dataset.num_test=100")
     assert can_keep_logits(build(config), "test")
-    monkeypatch.setattr(result_pictures, "MOST_LOGITS", 499)  # one fewer than 50 images of 10 classes
+    monkeypatch.setattr(result_pictures, "MOST_LOGITS", 999)  # one fewer than 100 images of 10 classes
     with caplog.at_level("INFO"):
         assert run(config, directory=tmp_path).status == "finished"
-    assert "no pictures of the result in TensorBoard: the test split is too large" in caplog.text
+    assert (
+        "no pictures of the result in TensorBoard: they take at least 100 test images, and at most 999" in caplog.text
+    )
+
+
+def test_a_run_of_a_second_does_not_draw(tiny: Tiny, tmp_path: Path, events: Events) -> None:
+    run(tiny("epochs=null", "steps=2", "dataset.num_test=99"), directory=tmp_path)
+    assert events(tmp_path).Tags()["images"] == ["augmented training images"]
 
 
 def test_what_cannot_be_drawn_is_told(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = tiny()
+    config = tiny("dataset.num_test=100")
     board = TensorBoard(tmp_path, config, from_step=0)
     pictures = ResultPictures(board)
     pictures.keep(torch.zeros(3, 10))  # logits of another number of images
@@ -123,7 +131,9 @@ def test_without_matplotlib_a_run_ends_well_and_names_the_extra(
         "import sys\nsys.modules['matplotlib.figure'] = None\n"
         "from resnet_train.cli.main import main\nfrom resnet_train.train import run\nsys.exit(main(sys.argv[1:], run))"
     )
-    command = [sys.executable, "-c", probe, *tiny_overrides, "epochs=null", "steps=2", "hydra.run.dir=run"]
+    options = [one for one in tiny_overrides if not one.startswith("dataset.num_test")]
+    length = ("epochs=null", "steps=2", "hydra.run.dir=run")
+    command = [sys.executable, "-c", probe, *options, "dataset.num_test=100", *length]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = 'no confusion matrix in TensorBoard: plots need matplotlib, got none; pip install "resnet-train[plots]"'
