@@ -47,7 +47,7 @@ class Train(Protocol):
 
 
 class Show(Protocol):
-    """What prints a network, for ``summary=true``: `resnet_train.train.show`, handed in for the same reason."""
+    """What answers ``summary=true`` and ``find_lr=true``: `resnet_train.train.show`, handed in for the same reason."""
 
     def __call__(self, config: Config, directory: Path | None = None) -> None:
         """See `resnet_train.train.show`."""

@@ -28,7 +28,12 @@ LOG = "train.log"
 LOCK = ".lock"
 CONFIG = "config.yaml"
 INVOCATION = "invocation.json"
-OF_ONE_SESSION = {"resume": None, "resume_force": False, "summary": False}  # keys, and how they are saved
+OF_ONE_SESSION = {
+    "resume": None,
+    "resume_force": False,
+    "summary": False,
+    "find_lr": False,
+}  # keys, and how they are saved
 MOST_CONFIG_BYTES, MOST_CONFIG_LEVELS = 1 << 20, 50  # of config.yaml, which may have come from a stranger
 
 _package_logger = logging.getLogger("resnet_train")

@@ -13,7 +13,8 @@ import torch
 
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
-from resnet_train.training.setup import Due, Timetable, build
+from resnet_train.training.setup import build
+from resnet_train.training.timetable import Due, Timetable
 
 Tiny = Callable[..., Config]
 
