@@ -14,6 +14,7 @@ from functools import partial
 from importlib import import_module
 
 import torch
+from torch import nn
 
 from resnet_train.config.dataset import DatasetConfig
 from resnet_train.config.run import Config
@@ -125,24 +126,30 @@ def build(config: Config) -> Run:
         left_out=dataset.left_out,
         frozen=frozen_in_words(state.model, config.freeze),
         image_size=dataset.image_size,
-        facts=Facts(
-            name=config.name,
-            model=config.model.name,
-            parameters=num_parameters(state.model),
-            multiply_adds=multiply_adds(state.model, dataset.image_size),
-            dataset=config.dataset.name,
-            images={"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
-            classes=list(dataset.classes),
-            device=str(plan.device),
-            hardware=environment.hardware(plan.device),
-            precision=plan.precision,
-            kernels=plan.backend.name,
-            compiled=plan.compiled,
-            graph=plan.graph,
-            seed=config.seed,
-            versions=environment.versions(),
-            git_commit=environment.git_commit(),
-        ),
+        facts=build_facts(config, plan, dataset, state.model),
+    )
+
+
+def build_facts(config: Config, plan: Plan, dataset: Dataset, model: nn.Module) -> Facts:
+    """What the summary says of the run before it has trained."""
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return Facts(
+        name=config.name,
+        model=config.model.name,
+        parameters=num_parameters(model),
+        multiply_adds=multiply_adds(model, dataset.image_size),
+        dataset=config.dataset.name,
+        images={name: len(split) for name, split in splits.items() if split is not None},
+        classes=list(dataset.classes),
+        device=str(plan.device),
+        hardware=environment.hardware(plan.device),
+        precision=plan.precision,
+        kernels=plan.backend.name,
+        compiled=plan.compiled,
+        graph=plan.graph,
+        seed=config.seed,
+        versions=environment.versions(),
+        git_commit=environment.git_commit(),
     )
 
 
