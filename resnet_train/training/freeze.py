@@ -55,8 +55,8 @@ def _kept_in_evaluation(norm: type) -> type[nn.BatchNorm2d]:
 
     class Frozen(norm):  # type: ignore[misc]
         def train(self, _mode: bool = True) -> Frozen:
-            """Change nothing."""
-            return self
+            """Go into evaluation mode, whatever is asked for."""
+            return super().train(False)  # type: ignore[no-any-return]
 
     return Frozen
 
