@@ -127,7 +127,7 @@ def plan(request: Request, options: SweepOptions, stop: StopSignal) -> tuple[lis
             raise Interrupted(stop.signum)
         config = compose(request, job).config
         if key := config.question:
-            raise ConfigError(f"{key}: expected one network to show, got a sweep (-m); leave -m and its lists out")
+            raise ConfigError(f"{key}: expected one network, got a sweep (-m); leave -m and its lists out")
         check_inputs(config)
     with started(request):
         check_discrete(request, hydra)
