@@ -236,6 +236,8 @@ def _explain_value(error: OmegaConfBaseException) -> str:
         return f"{missing[1]}: every run needs a value here, it cannot be removed; set {missing[1]}=VALUE"
     if "does not support deletion" in message:
         return f"{key}: every run needs a value here, it cannot be removed; set {key}=VALUE"
+    if "is not a ListConfig" in message:
+        return f"{key}: expected a list, got a single value; write {key}=[VALUE]"
     if "is not Optional" in message:
         return f"{key}: expected a value, got null"
     if "Invalid type assigned" in message or "is not a subclass of" in message:

@@ -135,13 +135,14 @@ def run_and_report(
     result = train(
         config, directory=directory, invocation=Invocation(list(flags), kept), command=command, owns_process=True
     )
+    longer = "early_stop.patience=null" if result.stopped_early else f"{'steps' if config.steps else 'epochs'}=..."
     print(
         f"\n{result.sentence()}\n"
         f"trained {duration(result.train_seconds)} at {result.images_per_second:,.0f} images/s, "
         f"{duration(result.total_seconds)} in all\n"
         f"{result.directory}\n"
         f"  {runnable('tensorboard', '--logdir', result.directory)}\n"
-        f"  {runnable(PROGRAM, f'resume={result.directory}')} {'steps' if config.steps else 'epochs'}=...   # train on"
+        f"  {runnable(PROGRAM, f'resume={result.directory}')} {longer}   # train on"
     )
     return result
 

@@ -179,6 +179,32 @@ def test_what_counts_as_a_rise() -> None:
         assert patience.waited == waited
 
 
+def test_a_data_set_without_a_validation_split(tiny: Tiny) -> None:
+    """Where the configuration cannot know: folders of images."""
+    config = tiny("dataset.val_size=40", "early_stop.patience=3")
+    config.dataset.val_size = 0
+    with pytest.raises(
+        ConfigError, match=r"^early_stop\.patience: expected a validation split, .* got 3 without one; "
+    ):
+        build(config)
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_show_their_steps(shell: Shell) -> None:
+    lists = ("freeze=[],[conv1,bn1]", "early_stop.patience=2,null")
+    code, out, _ = shell.call("-m", *TINY, *LONG, *lists, "steps=60", "sweep=early")
+    assert code == 0
+    rows = [line.split() for line in shell.table(out)]
+    assert [row[:3] for row in rows] == [
+        [frozen, patience, "finished"] for frozen in ("[]", "[conv1,bn1]") for patience in ("2", "null")
+    ]
+    assert [int(row[3]) < 60 for row in rows] == [True, False] * 2
+    first = [path.read_bytes() for path in sorted(shell.folder.rglob("summary.json"))]
+    code, out, _ = shell.call("-m", *TINY, *LONG, *lists, "steps=60", "sweep=early")
+    assert [line.split() for line in shell.table(out)] == rows
+    assert [path.read_bytes() for path in sorted(shell.folder.rglob("summary.json"))] == first, "left alone"
+
+
 @pytest.mark.slow
 def test_a_killed_run_stops_at_the_same_step(tiny: Tiny, shell: Shell, assert_same: Any) -> None:
     words = (*LONG, EARLY, "checkpoint.every=1steps")
@@ -197,6 +223,8 @@ def test_a_killed_run_stops_at_the_same_step(tiny: Tiny, shell: Shell, assert_sa
     assert (found.steps, found.waited, found.result) == (straight.steps, PATIENCE, straight.result)
     assert (shell.folder / "straight/metrics.csv").read_bytes() == (shell.folder / "cut/metrics.csv").read_bytes()
     assert_same(*(state_of(shell.folder / name, straight.steps) for name in ("straight", "cut")))
+
+    assert out.endswith(f"resume={shell.folder / 'cut'} early_stop.patience=null   # train on\n")
 
     code, out, err = shell.call("resume=cut")
     assert (code, err, out.startswith("finished already: test accuracy ")) == (0, "", True)
