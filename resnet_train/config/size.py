@@ -62,7 +62,10 @@ def known_data_need(dataset: DatasetConfig) -> Need | None:
 
 
 def weights_need(config: Config) -> Need:
-    """Weights and gradients in float32, with what the optimizer and the moving average keep of each weight."""
+    """Weights and gradients in float32, with what the optimizer and the moving average keep of each weight.
+
+    Of frozen ones only they themselves are sure: which modules ``freeze`` names is known to the network alone.
+    """
     weights = sum(one.kernel**2 * one.inplanes * one.planes for one in convolutions(config.model, 4))
     match config.optim:
         case AdamWConfig():
@@ -71,7 +74,7 @@ def weights_need(config: Config) -> Need:
             kept = int(config.optim.momentum > 0)
         case _:
             kept = 0
-    copies = 2 + kept + (config.ema_decay is not None)
+    copies = (1 if config.freeze else 2 + kept) + (config.ema_decay is not None)
     model = config.model
     return Need(
         4 * weights * copies,
@@ -82,10 +85,13 @@ def weights_need(config: Config) -> Need:
 
 
 def activations_need(config: Config) -> Need:
-    """What every convolution has read, which its gradient needs, for one micro-batch; two bytes a value at least."""
+    """What every convolution has read, which its gradient needs, for one micro-batch; two bytes a value at least.
+
+    Frozen ones have none to compute: then nothing is sure.
+    """
     size = image_size(config.dataset)
     values = sum(one.inplanes * one.size**2 for one in convolutions(config.model, size))
-    images = config.batch_size // config.accumulate
+    images = 0 if config.freeze else config.batch_size // config.accumulate
     return Need(
         2 * values * images,
         f"what the layers keep of {images:,} images of {size}x{size}",

@@ -23,7 +23,7 @@ class Layer:
     values_out: int
     pixels_out: int = 0  # of a convolution
     name: str = ""  # of the module: layer1.0.conv1
-    parameters: int = 0  # trainable scalars
+    parameters: int = 0  # scalars
     shape: tuple[int, ...] = ()  # of the output: (C, H, W), or (features,)
     kernel: int = 1  # pixels a side
     stride: int = 1
@@ -49,8 +49,8 @@ class Field:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Number of scalars in weights, scales, shifts and biases, frozen or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def multiply_adds(model: nn.Module, image_size: int) -> int:

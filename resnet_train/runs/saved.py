@@ -110,7 +110,9 @@ def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:
-    """Whether the run finished with as many steps as ``config`` asks for, which its newest checkpoint has too.
+    """Whether the run finished with as many steps as ``config`` asks for, or stopped early as it asks for.
+
+    Its newest checkpoint has as many too.
 
     The summary alone is not enough: it stays as it was while a finished run is made longer. ``config`` is by default
     the one in that checkpoint, whose checksum is not looked at.
@@ -120,13 +122,22 @@ def is_over(directory: Path, summary: Summary | None = None, config: dict[str, A
         return False
     newest = numbered(directory / "checkpoints")
     if not newest:  # somebody removed them, and left the result
-        return config is None or summary.steps == _length(config, summary)
+        return config is None or _ends(config, summary)
     if config is None:
         config = config_of(newest_content(directory / "checkpoints", unseen=True)) or {}
-    return steps_of(newest[0]) == summary.steps == _length(config, summary)
+    return steps_of(newest[0]) == summary.steps and _ends(config, summary)
 
 
-def _length(config: dict[str, Any], summary: Summary) -> int | None:
+def _ends(config: dict[str, Any], summary: Summary) -> bool:
+    """Whether a run as ``config`` asks for it has nothing to do after the steps of ``summary``."""
+    early = config.get("early_stop")
+    patience = early.get("patience") if isinstance(early, dict) else None
+    if isinstance(patience, int) and summary.waited >= patience > 0:
+        return True
+    return summary.steps == length(config, summary)
+
+
+def length(config: dict[str, Any], summary: Summary) -> int | None:
     """Steps that a saved configuration asks for; None where it does not say so."""
     try:
         if config["steps"] is not None:

@@ -30,7 +30,9 @@ class FewLaunches:
         self._counters: dict[str, Tensor] = {}
         for name, module in model.named_modules():
             if type(module) in (nn.Conv2d, nn.Linear) and self._half is not None:
-                self._weights |= {f"{name}.{key}": value for key, value in module.named_parameters(recurse=False)}
+                parameters = module.named_parameters(recurse=False)
+                # Frozen ones are left to autocast: rounded here, they would have gradients.
+                self._weights |= {f"{name}.{key}": value for key, value in parameters if value.requires_grad}
             if type(module) is nn.BatchNorm2d and module.momentum is not None:
                 self._counters |= {f"{name}.{key}": value for key, value in module.named_buffers() if value.ndim == 0}
 

@@ -11,7 +11,8 @@ from resnet_train.runs.console import count, duration, header, printable
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.training.session import Session
-from resnet_train.training.setup import Run, Timetable
+from resnet_train.training.setup import Run
+from resnet_train.training.timetable import Timetable
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def announce(run: Run, session: Session) -> None:
                 f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
             ),
             *([("left out", run.left_out)] if run.left_out else []),
+            *([("frozen", run.frozen)] if run.frozen else []),
             ("device", f"{facts.device} ({facts.hardware}){why and f'; no GPU: {why}'}"),
             *run.plan.lines(),
             ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),
@@ -47,6 +49,12 @@ def epochs(timetable: Timetable) -> str:
     """The length of the run in epochs, as it was asked for."""
     asked = timetable.epochs
     return str(asked) if asked is not None else f"{float(timetable.total_steps / timetable.steps_per_epoch):.4g}"
+
+
+def stopped_early(run: Run) -> str:
+    """Why a run ended before its last step."""
+    steps, total = count(run.state.step), count(run.timetable.total_steps)
+    return f"stopped early after {steps} of {total} steps, {run.state.patience.waited} evaluations without a rise"
 
 
 def log_line(run: Run, session: Session, row: Row, train_score: Score | None) -> None:
@@ -72,6 +80,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
     if run.watched == "val":
         rule = "of the weights that were best on the validation split"
         rule += f" (after {count(best_val.step)} steps), scored once" if best_val else ""
+        rule += f"; {stopped_early(run)}" if run.last_step < timetable.total_steps else ""
     else:
         rule = f"after the last of {count(timetable.total_steps)} steps"
     result = test if status == "finished" else None
@@ -85,6 +94,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
         objective=None if result is None else (best_val or result).accuracy,
         last=state.last,
         best=state.best,
+        waited=state.patience.waited,
         steps=state.step,
         total_steps=timetable.total_steps,
         epochs=float(state.step / timetable.steps_per_epoch),

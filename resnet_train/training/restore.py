@@ -66,7 +66,13 @@ def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list
     taken = f"beginning with {len(weights) - len(left)} of the {len(weights)} tensors of {path}"
     if rows and not left:
         taken += f"; {rows}"
-    return [(logging.INFO, text) for text in (taken, *(f"left as initialised: {text}" for text in left))]
+    frozen = [not state.model.get_parameter(text.partition(" ")[0]).requires_grad for text in left]
+    return [(logging.INFO, taken)] + [
+        (logging.WARNING, f"freeze keeps random weights, left as initialised: {text}")
+        if kept
+        else (logging.INFO, f"left as initialised: {text}")
+        for text, kept in zip(left, frozen, strict=True)
+    ]
 
 
 def rows_by_class(

@@ -44,7 +44,7 @@ class ResultPictures:
     def draw(self, run: Run) -> None:
         """Show the pictures of the result, at the last step. Where one cannot be drawn, the log says why."""
         logits, self._logits = self._logits, None
-        split, step = run.eval_data["test"].split, run.timetable.total_steps
+        split, step = run.eval_data["test"].split, run.last_step
         if logits is None or len(split) < FEWEST_IMAGES:
             much = f"at least {FEWEST_IMAGES} test images, and at most {MOST_LOGITS:,} of images times classes"
             logger.info("no pictures of the result in TensorBoard: they take %s", much)

@@ -87,7 +87,7 @@ def test_a_group_that_is_named_comes_from_its_file(tiny: Tiny) -> None:
 
 def test_a_key_that_is_newer_than_the_saved_run_has_its_default(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=3", "batch_size=20"))
-    for name in ("graph", "profile"):
+    for name in ("graph", "profile", "freeze", "early_stop", "max_time", "find_lr"):
         del saved[name]
     del saved["dataset"]["augment"]["cutmix"], saved["optim"]["nesterov"]
     assert again(saved) == tiny("epochs=3", "batch_size=20")

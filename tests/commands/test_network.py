@@ -125,7 +125,7 @@ def test_nothing_is_read_or_written(shell: Shell) -> None:
     assert totals(out) == (269_722, 40_551_040)
     code, out, err = shell.call("-m", "summary=true", "seed=0,1", **environment)
     assert (code, out) == (2, "")
-    assert err == "resnet-train: summary: expected one network to show, got a sweep (-m); leave -m and its lists out\n"
+    assert err == "resnet-train: summary: expected one network, got a sweep (-m); leave -m and its lists out\n"
     assert list(shell.folder.iterdir()) == []
 
 
@@ -154,5 +154,5 @@ def test_the_classes_of_a_run_whose_images_are_gone(
 
 
 def test_python_is_refused_in_one_line(tiny: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"^summary: expected false, got true, which shows the network"):
+    with pytest.raises(ConfigError, match=r"^summary: expected false, got true, which shows something"):
         run(tiny("summary=true"))

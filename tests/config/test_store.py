@@ -125,11 +125,15 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "eval_every": 1,
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},
+        "early_stop": {"patience": None, "min_delta": 0.0},
+        "max_time": None,
         "resume": None,
         "resume_force": False,
         "init_from": None,
+        "freeze": [],
         "summary": False,
         "expected": None,
+        "find_lr": False,
     }
 
 
