@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from resnet_train.config import checks
-from resnet_train.config.dataset import check_dataset, known_num_train
+from resnet_train.config.dataset import known_num_train
+from resnet_train.config.dataset_checks import check_dataset
 from resnet_train.config.durations import Duration, parse_duration, to_steps
 from resnet_train.config.model import check_model
 from resnet_train.config.optim import check_optim
@@ -38,7 +39,7 @@ class Config:
 
     name: str
     model: Any  # CifarResNetConfig | ResNetConfig
-    dataset: Any  # Cifar10Config | Cifar100Config | FashionMNISTConfig | ImageFolderConfig | SyntheticConfig
+    dataset: Any  # a DatasetConfig
     optim: Any  # SGDConfig | AdamWConfig
     schedule: Any  # CosineConfig | LinearConfig | MultiStepConfig | ConstantConfig
     epochs: int | None

@@ -53,7 +53,7 @@ class TrainData:
         self._epochs: dict[int, Draws] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images ``(B, 3, H, W)`` float32, and their labels.
+        """Images ``(B, C, H, W)`` float32, and their labels.
 
         Labels are int64 ``(B,)``, or with mixup or CutMix a distribution, float32 ``(B, num_classes)``.
         """
@@ -144,7 +144,7 @@ class EvalData:
         self.device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``(B, 3, H, W)`` float32, labels ``(B,)``; the last batch may be smaller."""
+        """Images ``(B, C, H, W)`` float32, labels ``(B,)``; the last batch may be smaller."""
         for images, labels in zip(
             self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True
         ):

@@ -1,6 +1,6 @@
 """A trained network to ask: ``resnet_train.load("outputs/...").predict(["cat.png"])``.
 
-Whatever the network lies in (a run, a checkpoint, a file of ``resnet-export``), it takes bytes ``(N, S, S, 3)`` and
+Whatever the network lies in (a run, a checkpoint, a file of ``resnet-export``), it takes bytes ``(N, S, S, C)`` and
 gives logits ``(N, classes)``: that is the seam, `Network`.
 """
 
@@ -36,7 +36,7 @@ class Network(Protocol):
     """A network by whatever runtime."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits or log-probabilities float32 ``(N, classes)`` on the CPU, of uint8 images ``(N, S, S, 3)``."""
+        """Logits or log-probabilities float32 ``(N, classes)`` on the CPU, of uint8 images ``(N, S, S, C)``."""
         ...
 
 
@@ -110,11 +110,11 @@ class Classifier:
         return self.spec.image_size
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits or log-probabilities float32 ``(N, classes)`` of uint8 images ``(N, S, S, 3)``, a batch at a time."""
+        """Logits or log-probabilities float32 ``(N, classes)`` of uint8 images ``(N, S, S, C)``, a batch at a time."""
         return torch.cat([self.network(batch) for batch in images.split(self.batch_size)])
 
     def answer(self, images: Tensor) -> list[Prediction]:
-        """Predictions for uint8 images ``(N, S, S, 3)``."""
+        """Predictions for uint8 images ``(N, S, S, C)``."""
         return [Prediction(tuple(row), self.classes) for row in self.logits(images).double().softmax(1).tolist()]
 
     def predict(self, images: Iterable[Picture]) -> list[Prediction]:
@@ -127,24 +127,25 @@ class Classifier:
         found: list[Prediction] = []
         waiting: list[NDArray[np.uint8]] = []
         for number, image in enumerate(images):
-            waiting.append(prepared(image, self.image_size, number=number))
+            waiting.append(prepared(image, self.image_size, channels=self.spec.channels, number=number))
             if len(waiting) == self.batch_size:
                 found += self.answer(stacked(waiting))
                 waiting.clear()
         return found + (self.answer(stacked(waiting)) if waiting else [])
 
 
-def prepared(image: Any, image_size: int, *, number: int = 0) -> NDArray[np.uint8]:
-    """An image as the network was trained on: ``(image_size, image_size, 3)``; raises `ConfigError`."""
+def prepared(image: Any, image_size: int, *, channels: int = 3, number: int = 0) -> NDArray[np.uint8]:
+    """An image as the network was trained on: ``(image_size, image_size, channels)``; raises `ConfigError`."""
     from PIL import Image
 
     if isinstance(image, str | Path):
-        return decode(Path(image), image_size)
+        return decode(Path(image), image_size, channels=channels)
     try:
         if isinstance(image, bytes):
             with Image.open(io.BytesIO(image)) as opened:
-                return squared(opened, image_size)
-        return squared(image if isinstance(image, Image.Image) else Image.fromarray(image), image_size)
+                return squared(opened, image_size, channels=channels)
+        held = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return squared(held, image_size, channels=channels)
     except Exception as error:  # decoders of corrupt files raise nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
@@ -154,7 +155,7 @@ def prepared(image: Any, image_size: int, *, number: int = 0) -> NDArray[np.uint
 
 
 def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Images ``(S, S, 3)`` as one tensor ``(N, S, S, 3)``."""
+    """Images ``(S, S, C)`` as one tensor ``(N, S, S, C)``."""
     return torch.from_numpy(np.stack(images))
 
 

@@ -128,7 +128,7 @@ def _load_safetensors(path: Path, device: torch.device) -> Classifier:
     except Exception as error:
         raise _corrupt(path, error) from error
     spec = from_metadata(metadata, path=path)
-    model = build_model(model_config(spec, path), num_classes=len(spec.classes), seed=0)
+    model = build_model(model_config(spec, path), num_classes=len(spec.classes), seed=0, channels=spec.channels)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:

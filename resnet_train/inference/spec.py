@@ -30,14 +30,19 @@ class Spec:
     accuracy: float | None = None  # in [0, 1], on the test images, as the run's summary has it
     command: str = ""  # that trained it
     weights_sha256: str = ""  # `runs.weights.digest_of`
-    raw: bool = False  # of an exported file: normalised float32 (N, 3, H, W) in, logits out; else bytes, probabilities
+    raw: bool = False  # of an exported file: normalised float32 (N, C, H, W) in, logits out; else bytes, probabilities
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 (grey) or 3."""
+        return len(self.mean)
 
     def to_metadata(self) -> dict[str, str]:
         """Keys and values for the metadata of a file: all of it as JSON, and what people look for by itself."""
         plain = {"format": FORMAT, **asdict(self)}
         shown = ("name", "dataset", "classes", "mean", "std", "image_size", "resize", "accuracy", "command")
         texts = {key: value if isinstance(value := plain[key], str) else json.dumps(value) for key in shown}
-        return {KEY: json.dumps(plain), **texts, "weights_sha256": self.weights_sha256}
+        return {KEY: json.dumps(plain), **texts, "channels": str(self.channels), "weights_sha256": self.weights_sha256}
 
 
 def from_metadata(metadata: Mapping[str, str], *, path: object) -> Spec:
@@ -63,7 +68,8 @@ def from_metadata(metadata: Mapping[str, str], *, path: object) -> Spec:
         isinstance(spec.model, dict)
         and all(isinstance(text, str) for text in (spec.name, spec.dataset, spec.resize, spec.command, *spec.classes))
         and all(isinstance(number, int | float) for number in numbers)
-        and len(spec.mean) == len(spec.std) == 3
+        and len(spec.mean) == len(spec.std)
+        and spec.channels in (1, 3)
         and type(spec.image_size) is int
         and 1 <= spec.image_size <= 4096
         and len(spec.classes) >= 2

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_train.config.older import with_former
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -132,7 +133,7 @@ class Change:
 
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key."""
-    before, after = flatten(with_absolute_paths(saved)), flatten(lasting(config))
+    before, after = flatten(with_absolute_paths(with_former(saved))), flatten(lasting(config))
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

@@ -197,7 +197,13 @@ def build_timetable(config: Config, num_train: int) -> Timetable:
 
 def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:
     """Model, optimizer and the rest, on the device, before the first step."""
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
+    model = build_model(
+        config.model,
+        num_classes=num_classes,
+        seed=config.seed,
+        channels=config.dataset.channels,
+        channels_last=plan.channels_last,
+    )
     plan.backend.convert(model)
     model.to(plan.device)
     ema = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from resnet_train.config.dataset import Cifar10Config
+from resnet_train.data.archive import obtain
 from resnet_train.data.available import check_available
-from resnet_train.data.cifar import load_cifar, obtain
+from resnet_train.data.cifar import load_cifar
+from resnet_train.data.published import Source
 from resnet_train.errors import ConfigError
 from tests.data.conftest import Mirror, Published
 
@@ -26,7 +28,7 @@ def md5(content: bytes) -> str:
 
 
 def get(published: Published, root: Path, mirrors: list[str]) -> Path:
-    return obtain(published.archive, root, mirrors=mirrors, download=True, timeout_seconds=0.5)
+    return obtain(published.archive, Source(root, True, mirrors, timeout_seconds=0.5))
 
 
 def assert_whole(published: Published, folder: Path) -> None:

@@ -65,7 +65,9 @@ def baseline(
     """The loop of tutorials, as it is or tuned, one step for each item."""
     pin_memory = tuned and device.type == "cuda"
     loader = loader_of(config, dataset, pin_memory=pin_memory, persistent_workers=tuned)
-    model = build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
+    model = build_model(
+        config.model, num_classes=len(dataset.classes), seed=config.seed, channels=config.dataset.channels
+    )
     model = model.to(device, memory_format=torch.channels_last if tuned else torch.contiguous_format)  # type: ignore[call-overload]
     model.train()
     torch.backends.cudnn.benchmark = tuned  # the process is this loop's own
