@@ -105,7 +105,7 @@ class KMNISTConfig(IdxConfig):
 
 @dataclass
 class MedMNISTConfig(PublishedConfig):
-    """MedMNIST v2: twelve sets of medical images of 28x28 pixels, most of them grey, each with three splits."""
+    """MedMNIST v2: eleven sets of medical images of 28x28 pixels, most of them grey, each with three splits."""
 
     NAME: ClassVar[str] = "medmnist"
     IMAGE_SIZE: ClassVar[int | None] = 28

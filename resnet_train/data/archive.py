@@ -43,6 +43,11 @@ class Archive:
         return self.train | self.test | self.meta
 
     @property
+    def instead(self) -> str:
+        """What is as good as a download, in words."""
+        return f"{self.folder}/ or {self.filename}"
+
+    @property
     def file(self) -> PublishedFile:
         """The archive itself."""
         return PublishedFile(self.title, self.filename, self.md5)
@@ -76,7 +81,7 @@ def check_obtainable(archive: Archive, source: Source) -> None:
         got += ", and no dataset.mirrors to get it from"
     raise ConfigError(
         f"dataset.root: expected {archive.folder}/ or {archive.filename} in {root}, got {got}; "
-        f"add dataset.download=true, {other_ways(f'{archive.folder}/ or {archive.filename}')}"
+        f"add dataset.download=true, {other_ways(archive.instead)}"
     )
 
 
@@ -100,7 +105,7 @@ def obtain(archive: Archive, source: Source) -> Path:
             check_md5(path, archive.md5, md5_of(path))
             return unpack(archive, path, root)
         part = root / f"{archive.filename}.part"
-        download_to(part, archive.file, source)
+        download_to(part, archive.file, source, instead=archive.instead)
         folder = unpack(archive, part, root)
         part.unlink()
         return folder

@@ -82,8 +82,11 @@ def obtain_file(file: PublishedFile, source: Source, *, also: Sequence[str] = ()
     return folder / file.name
 
 
-def download_to(part: Path, file: PublishedFile, source: Source) -> None:
-    """Bring the file, verified, to ``part``; raises `ConfigError` if no mirror delivers it."""
+def download_to(part: Path, file: PublishedFile, source: Source, *, instead: str = "") -> None:
+    """Bring the file, verified, to ``part``; ``instead`` says what would be as good as the file.
+
+    Raises `ConfigError` if no mirror delivers it.
+    """
     addresses = [address_of(mirror, file.name) for mirror in source.mirrors]
     try:
         fetch_from_mirrors(addresses, part, file.md5, title=file.title, timeout_seconds=source.timeout_seconds)
@@ -91,7 +94,7 @@ def download_to(part: Path, file: PublishedFile, source: Source) -> None:
         again = "run again, the download continues where it stopped" if part.is_file() else "try again later"
         raise ConfigError(
             f"dataset.mirrors: expected {file.name} from one of {len(addresses)}, got {error}; {again}, "
-            f"{other_ways(file.name)}"
+            f"{other_ways(instead or file.name)}"
         ) from error
 
 

@@ -28,7 +28,7 @@ class Recognised:
     preactivation: bool
     conv_bias: bool
     num_classes: int
-    channels: int  # of the images
+    channels: int = 3  # of the images
 
 
 def recognise(shapes: Shapes) -> Recognised | None:

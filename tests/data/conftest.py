@@ -148,7 +148,7 @@ def published() -> Published:
 
 @dataclass
 class Mirror:
-    """A server on this machine; the first part of a path says how it misbehaves, the rest which of `files` is asked for."""
+    """A server on this machine; the first part of a path says how it misbehaves, the rest which file is meant."""
 
     url: str
     content: bytes  # of a path of one part
