@@ -61,10 +61,10 @@ def list_tiny_imagenet(folder: Path) -> Listed:
 
     The labels of its test images are not public, so those of ``val/`` are the test images, as everywhere.
     """
-    wnids = sorted((folder / "wnids.txt").read_text("utf-8").split())
-    words = (line.split("\t") for line in (folder / "words.txt").read_text("utf-8").splitlines())
+    wnids = sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
+    words = (line.split("\t") for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines())
     names = {wnid: name.split(",")[0] for wnid, name in words}
-    annotations = (folder / "val" / "val_annotations.txt").read_text("utf-8").splitlines()
+    annotations = (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
     label_of = {f"images/{name}": wnid for name, wnid, *_ in (line.split("\t") for line in annotations)}
     train = by_class(folder / "train", {wnid: f"{wnid}/images" for wnid in wnids})
     found = [f"images/{name}" for name in images_in(folder / "val" / "images")]

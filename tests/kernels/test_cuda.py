@@ -396,10 +396,14 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 @runs_kernels
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(("height", "width", "padding"), [(6, 5, 0), (6, 5, 1), (3, 4, 2), (20, 18, 1)])
-def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, width: int, padding: int) -> None:
-    images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_batches_are_the_same_to_the_bit(
+    mode: augment.CropMode, height: int, width: int, padding: int, channels: int
+) -> None:
+    draws_of_bytes = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, height, width, channels), dtype=torch.uint8, generator=draws_of_bytes)
     draws = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), [False, True]))
     offset_y, offset_x, flip = (torch.tensor(column, device=DEVICE) for column in zip(*draws, strict=True))
     index = torch.arange(len(draws), device=DEVICE) % 5
@@ -410,8 +414,8 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
             drawn,
             padding=padding,
             mode=mode,
-            mean=torch.tensor(MEAN, device=DEVICE),
-            std=torch.tensor(STD, device=DEVICE),
+            mean=torch.tensor(MEAN[:channels], device=DEVICE),
+            std=torch.tensor(STD[:channels], device=DEVICE),
         )
         for function in (cuda_batch.crop_flip_normalise, augment.crop_flip_normalise)
     )
@@ -633,7 +637,7 @@ def test_batches_compile(compiled: Callable[[], Compiled], mode: str) -> None:
 
     triton_batch.crop_flip_normalise[(4, 3)](
         *(images, draws, draws, draws, draws.bool(), table, out, 4),
-        **{"HEIGHT": 32, "WIDTH": 32, "REFLECT": mode == "reflect", "BLOCK": 1024},
+        **{"HEIGHT": 32, "WIDTH": 32, "CHANNELS": 3, "REFLECT": mode == "reflect", "BLOCK": 1024},
     )
     ((name, code),) = compiled()
     assert (name, code.n_spills) == ("crop_flip_normalise", 0)
