@@ -98,6 +98,16 @@ def tiny() -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run with images of 16 pixels in seven classes; to be read only."""
+    from resnet_train.train import run
+
+    directory = tmp_path_factory.mktemp("tiny") / "run"
+    run(tiny("epochs=1", "dataset.num_classes=7", "optim.lr=0.2"), directory=directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium without a window and without a network but this machine's own: a `selenium` driver.
 

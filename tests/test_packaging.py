@@ -34,6 +34,7 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "resnet_train/conf/train.yaml" in names
     assert "resnet_train/conf/experiment/quick.yaml" in names
+    assert "resnet_train/commands/report/assets/page.html" in names
     assert {name.partition("/")[0] for name in names} == {"resnet_train", f"resnet_train-{version(wheel)}.dist-info"}
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}

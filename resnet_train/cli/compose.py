@@ -28,7 +28,7 @@ from resnet_train.config.store import SCHEMA, config_folder, options_of, registe
 from resnet_train.data.available import check_available
 from resnet_train.errors import ConfigError
 from resnet_train.runs.console import shell_quote
-from resnet_train.runs.directory import OF_ONE_SESSION
+from resnet_train.runs.directory import NOT_SAVED
 from resnet_train.runs.resume import find_directory
 from resnet_train.runs.saved import saved_config
 
@@ -142,7 +142,7 @@ def compose_saved(request: Request, saved: dict[str, Any]) -> Composed:
         raise ConfigError(f"resume: the saved configuration has the key {unknown[0]!r}, which this version lacks")
     options = {group: _saved_option(group, saved) for group in GROUPS if group not in given}
     values = {key: value for key, value in saved.items() if key not in given & set(GROUPS)}
-    values |= OF_ONE_SESSION  # of the one that saved it, not of this one
+    values |= NOT_SAVED  # those of the session that saved it, not of this one
     defaults: list[Any] = ["schema/train@_here_"]
     defaults += [{f"schema/{group}@{group}": option} for group, option in options.items()]
     defaults += [{group: "???"} for group in GROUPS if group in given]  # the overrides say which

@@ -23,10 +23,19 @@ from omegaconf.errors import (
 from resnet_train.cli.overrides import PROGRAM, quoted
 from resnet_train.config.checks import nearest_name
 from resnet_train.config.dataset import AugmentConfig
+from resnet_train.config.expected import ExpectedConfig, ProtocolConfig
 from resnet_train.config.run import CheckpointConfig, Config
 from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs.console import printable, shell_quote
+
+# Nodes of the configuration that are no groups.
+NODES = {
+    "augment": AugmentConfig,
+    "checkpoint": CheckpointConfig,
+    "expected": ExpectedConfig,
+    "protocol": ProtocolConfig,
+}
 
 
 def is_config_error(error: Exception) -> bool:
@@ -132,7 +141,7 @@ def known_keys(composed: DictConfig | None = None) -> list[str]:
         found = []
         for field in fields(schema):
             found.append(prefix + field.name)
-            node = {"checkpoint": CheckpointConfig, "augment": AugmentConfig}.get(field.name)
+            node = NODES.get(field.name)
             if node:
                 found += names(node, f"{prefix}{field.name}.")
         return found

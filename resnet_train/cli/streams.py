@@ -1,16 +1,20 @@
 """Standard output and error as a best effort: the run directory is what counts, and no run ends because nobody listens.
 
 A reader that went away (``| head -1``), a full disk behind ``>``, a closed terminal, a stream that was closed from the
-start, characters that an encoding lacks: none of them reaches the run.
+start, characters that an encoding lacks: none of them reaches the run. `Results` is for what a command is called for.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TextIO
+
+from resnet_train.errors import RunError
 
 
 class BestEffort(io.TextIOBase):
@@ -67,3 +71,31 @@ def make_best_effort() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, BestEffort(stream))
+
+
+class NobodyReads(Exception):
+    """The reader of the results went away: no more are wanted."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where results go, each as soon as it is there; ``stream`` as it was before `make_best_effort`."""
+
+    stream: TextIO
+    name: str  # in messages
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person watches them."""
+        return self.stream.isatty()
+
+    def write(self, lines: str) -> None:
+        """Write whole lines; raises `NobodyReads`, and `RunError` where they cannot be written."""
+        try:
+            self.stream.write(lines)
+            self.stream.flush()
+        except OSError as error:
+            sys.stdout.flush()  # if it is this stream it gives up, and is quiet at exit
+            if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
+                raise NobodyReads from error
+            raise RunError(f"{self.name}: cannot write the results: {error.strerror or error}") from error

@@ -41,6 +41,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "channels_last": ("auto", "true", "false"),
     "compile": ("auto", "true", "false"),
     "dataset.augment.crop_mode": ("zeros", "reflect"),
+    "expected.protocol.precision": ("fp32", "tf32", "bf16", "fp16", "unknown"),
+    "expected.protocol.result": ("last", "best", "unknown"),
     "graph": ("auto", "true", "false"),
     "kernels": ("auto", "plain", "fused", "experimental_amx"),
     "model.activation": ("relu", "sigmoid", "tanh"),

@@ -17,6 +17,7 @@ from resnet_train.config import checks
 from resnet_train.config.dataset import known_num_train
 from resnet_train.config.dataset_checks import check_dataset
 from resnet_train.config.durations import Duration, parse_duration, to_steps
+from resnet_train.config.expected import ExpectedConfig, check_expected
 from resnet_train.config.model import check_model
 from resnet_train.config.optim import check_optim
 from resnet_train.config.schedule import MultiStepConfig, check_schedule
@@ -65,6 +66,7 @@ class Config:
     resume_force: bool
     init_from: str | None
     summary: bool
+    expected: ExpectedConfig | None  # of a recipe; not saved with a run
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for the first value that is out of range or contradicts another."""
@@ -75,6 +77,8 @@ class Config:
         check_optim(self.optim)
         check_schedule(self.schedule, self.optim.lr)
         check_top_level(self)
+        if self.expected is not None:
+            check_expected(self.expected)
         num_train = known_num_train(self.dataset)
         if num_train is not None:
             check_lengths(self, num_train)

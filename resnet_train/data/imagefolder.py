@@ -10,7 +10,7 @@ import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -240,20 +240,23 @@ def list_images(folder: Path, classes: tuple[str, ...], left_out: Counter[str]) 
     return ImageFiles(folder, tuple(names), np.array(labels, dtype=np.int64))
 
 
-def walk(folder: Path, top: Path) -> Iterator[str]:
+def refuse(error: OSError) -> None:
+    """Raise ``error``: ``os.walk`` would pass over a folder that cannot be read."""
+    raise error
+
+
+def walk(folder: Path, top: Path, *, on_error: Callable[[OSError], None] = refuse) -> Iterator[str]:
     """Paths, relative to ``folder``, of the files anywhere under ``top``; what is hidden or the system's is not seen.
 
-    Links are followed; one that leads back to where it lies is an ``OSError``: its images would count many times.
+    Links are followed; one that leads back to where it lies is an error: its images would count many times. Where
+    ``on_error`` returns, the folder that it was told of is passed over.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk would pass over a folder that cannot be read
-
-    for path, folders, files in os.walk(top, onerror=refuse, followlinks=True):
+    for path, folders, files in os.walk(top, onerror=on_error, followlinks=True):
         folders[:] = filter(is_own_folder, folders)
-        for link in (Path(path, name) for name in folders):
+        for link in [Path(path, name) for name in folders]:
             if link.is_symlink() and Path(path).resolve().is_relative_to(link.resolve()):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
-        inside = Path(path).relative_to(folder)
+                on_error(OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link)))
+                folders.remove(link.name)
+        inside = Path(path).relative_to(folder).as_posix()
         # With / on every system, so that the order is one.
-        yield from ((inside / name).as_posix() for name in files if is_own_file(name))
+        yield from (name if inside == "." else f"{inside}/{name}" for name in files if is_own_file(name))

@@ -7,10 +7,10 @@ gives logits ``(N, classes)``: that is the seam, `Network`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resnet_train.data.augment import normalise
-from resnet_train.data.decode import decode, squared
-from resnet_train.errors import ConfigError
+from resnet_train.data.decode import decode, squared, undecodable
+from resnet_train.errors import ConfigError, RunError
 from resnet_train.inference.spec import Spec
+from resnet_train.inference.stream import Source, answers, pace
 from resnet_train.models.count import layers
 from resnet_train.training.memory import eval_batch_size
 from resnet_train.training.plan import Plan
@@ -46,9 +47,10 @@ class TorchNetwork:
     def __init__(self, model: nn.Module, spec: Spec, plan: Plan) -> None:
         self.model, self.plan = model, plan
         self.layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        self.device = plan.device
         self.mean, self.std = (torch.tensor(values, device=plan.device) for values in (spec.mean, spec.std))
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # of the thread that calls
     def __call__(self, images: Tensor) -> Tensor:
         """See `Network`."""
         normalised = normalise(images.to(self.plan.device), self.mean, self.std).contiguous(memory_format=self.layout)
@@ -114,32 +116,60 @@ class Classifier:
         return torch.cat([self.network(batch) for batch in images.split(self.batch_size)])
 
     def answer(self, images: Tensor) -> list[Prediction]:
-        """Predictions for uint8 images ``(N, S, S, C)``."""
-        return [Prediction(tuple(row), self.classes) for row in self.logits(images).double().softmax(1).tolist()]
+        """Predictions for uint8 images ``(N, S, S, C)``; raises `RunError` for a network whose training diverged."""
+        probabilities = self.logits(images).double().softmax(1)
+        if not probabilities.isfinite().all():
+            raise RunError(f"{self.origin}: expected probabilities from the network, got NaN: its training diverged")
+        return [Prediction(tuple(row), self.classes) for row in probabilities.tolist()]
 
     def predict(self, images: Iterable[Picture]) -> list[Prediction]:
         """Predictions for images of any size: paths, bytes of files, Pillow images, arrays ``(H, W)`` or ``(H, W, 3)``.
 
         Raises `ConfigError` that names the first one which cannot be read.
         """
+        found: list[Prediction] = []
+        for answer in self.stream(images):
+            if isinstance(answer, ConfigError):
+                raise answer
+            found.append(answer)
+        return found
+
+    def stream(self, images: Iterable[Picture]) -> Generator[Prediction | ConfigError, None, None]:
+        """A prediction for each of any number of images, in their order, or the error of one that cannot be read.
+
+        Images are taken as they are needed, and files are read on threads: a generator of a million paths takes no
+        more memory than one of a hundred.
+        """
         if isinstance(images, str | Path | bytes):
             raise ConfigError(f"predict: expected a list of images, got one {type(images).__name__}; put it into [...]")
-        found: list[Prediction] = []
-        waiting: list[NDArray[np.uint8]] = []
-        for number, image in enumerate(images):
-            waiting.append(prepared(image, self.image_size, channels=self.spec.channels, number=number))
-            if len(waiting) == self.batch_size:
-                found += self.answer(stacked(waiting))
-                waiting.clear()
-        return found + (self.answer(stacked(waiting)) if waiting else [])
+        # A network of another runtime says nothing of its device: it has threads of its own.
+        device: torch.device | None = getattr(self.network, "device", None)
+        return answers(
+            (self._source(number, image) for number, image in enumerate(images)),
+            read=lambda path: decode(Path(path), self.image_size, channels=self.spec.channels),
+            compute=lambda pixels: self.answer(stacked(pixels)),
+            pace=pace(self.batch_size, device),
+        )
+
+    def _source(self, number: int, image: Picture) -> Source:
+        """A path for the threads; what is in memory as pixels at once, so that no large image waits for its turn."""
+        if isinstance(image, str | Path):
+            return image
+        try:
+            return prepared(image, self.image_size, channels=self.spec.channels, number=number)
+        except ConfigError as error:
+            return error
 
 
-def prepared(image: Any, image_size: int, *, channels: int = 3, number: int = 0) -> NDArray[np.uint8]:
-    """An image as the network was trained on: ``(image_size, image_size, channels)``; raises `ConfigError`."""
+def prepared(
+    image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *, channels: int, number: int
+) -> NDArray[np.uint8]:
+    """An image in memory as the network was trained on: ``(image_size, image_size, channels)``.
+
+    Raises `ConfigError` that names it by its ``number``.
+    """
     from PIL import Image
 
-    if isinstance(image, str | Path):
-        return decode(Path(image), image_size, channels=channels)
     try:
         if isinstance(image, bytes):
             with Image.open(io.BytesIO(image)) as opened:
@@ -147,11 +177,9 @@ def prepared(image: Any, image_size: int, *, channels: int = 3, number: int = 0)
         held = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return squared(held, image_size, channels=channels)
     except Exception as error:  # decoders of corrupt files raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"image {number}: expected a path, the bytes of an image file, a Pillow image or an array of uint8, got "
-            f"{type(image).__name__}: {reason}"
-        ) from error
+        kinds = "a path, the bytes of an image file, a Pillow image or an array of uint8"
+        got = f"{type(image).__name__}: {undecodable(error)}"
+        raise ConfigError(f"image {number}: expected {kinds}, got {got}") from error
 
 
 def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -1,7 +1,18 @@
-"""Files that ``resnet-export`` wrote: ONNX, PyTorch's exported programs, safetensors. See `spec` for their metadata."""
+"""Files that ``resnet-export`` wrote: ONNX, PyTorch's exported programs, safetensors. See `spec` for their metadata.
+
+Nothing of a stranger's ONNX or safetensors file is run but arithmetic. A ``.pt2`` is different: PyTorch's own reader
+unpickles what is in it, so that such a file can run any program. Only those of people one trusts should be opened.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +30,12 @@ from resnet_train.training.plan import Plan, build_device
 
 BATCH_SIZE = 100  # images at once through a graph whose layers are not known
 METADATA_FILE = "resnet-train.json"  # inside a .pt2
+MOST_METADATA_BYTES = 1 << 24
+IN_FP32 = Plan(torch.device("cpu"), "fp32", PLAIN, channels_last=True, compiled=False, graph=False, reasons={})
 
 
 def load_exported(path: Path, *, device: str = "auto") -> Classifier:
-    """The network in a file of ``resnet-export``.
+    """The network in a file of ``resnet-export``, told by its ending.
 
     Raises `ConfigError` for files of others and corrupt ones, and where onnxruntime is missing for an ONNX file.
     """
@@ -36,8 +49,41 @@ def load_exported(path: Path, *, device: str = "auto") -> Classifier:
 
 
 def _corrupt(path: Path, error: Exception) -> ConfigError:
-    reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return ConfigError(f"{path}: expected a file that resnet-export wrote, got one that cannot be read: {reason}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what PyTorch and its exporters say to each other from the user, who reads one line where it matters."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _tried(network: OnnxNetwork | Pt2Network, path: Path) -> OnnxNetwork | Pt2Network:
+    """``network``, if it gives for a black image what its metadata say; raises `ConfigError`."""
+    spec = network.spec
+    size, num_classes = spec.image_size, len(spec.classes)
+    try:
+        with quiet():
+            shape = tuple(network(torch.zeros(1, size, size, spec.channels, dtype=torch.uint8)).shape)
+    except Exception as error:  # a runtime's own, many
+        raise _corrupt(path, error) from error
+    if shape != (1, num_classes):
+        raise ConfigError(
+            f"{path}: expected an output (1, {num_classes}) for one image, got {shape}; the metadata are of another "
+            f"network: export it again"
+        )
+    return network
 
 
 class OnnxNetwork:
@@ -85,37 +131,51 @@ def _load_onnx(path: Path) -> Classifier:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider again, with lines on standard output
+        )
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's own, many
         raise _corrupt(path, error) from error
     spec = from_metadata(metadata, path=path)
-    return Classifier(
-        OnnxNetwork(session, spec), spec, batch_size=BATCH_SIZE, origin=str(path), runs_on="cpu in fp32, onnxruntime"
-    )
+    network = _tried(OnnxNetwork(session, spec), path)
+    return Classifier(network, spec, batch_size=BATCH_SIZE, origin=str(path), runs_on="cpu in fp32, onnxruntime")
 
 
 def _load_pt2(path: Path, device: torch.device) -> Classifier:
-    extra = {METADATA_FILE: ""}
     try:
-        program = torch.export.load(path, extra_files=extra)
-        module = program.module()
+        metadata = _pt2_metadata(path)
     except Exception as error:  # bytes of a stranger
         raise _corrupt(path, error) from error
-    import json
-
-    try:
-        metadata = json.loads(extra[METADATA_FILE] or "{}")
-    except ValueError as error:
-        raise _corrupt(path, error) from error
     spec = from_metadata(metadata, path=path)
+    try:
+        with quiet():
+            module = torch.export.load(path).module()
+        network = Pt2Network(module.to(device), spec, device)
+    except Exception as error:
+        raise _corrupt(path, error) from error
     return Classifier(
-        Pt2Network(module.to(device), spec, device),
+        _tried(network, path),
         spec,
         batch_size=BATCH_SIZE,
         origin=str(path),
         runs_on=f"{device} in fp32, torch.export",
     )
+
+
+def _pt2_metadata(path: Path) -> dict[str, str]:
+    """Read before PyTorch reads anything: a file of somebody else is told at once."""
+    with zipfile.ZipFile(path) as archive:
+        found = [one for one in archive.infolist() if one.filename.endswith(f"/extra/{METADATA_FILE}")]
+        if not found or found[0].file_size > MOST_METADATA_BYTES:
+            return {}
+        metadata = json.loads(archive.read(found[0]))
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are no dictionary")
+    return metadata
 
 
 def _load_safetensors(path: Path, device: torch.device) -> Classifier:
@@ -128,13 +188,19 @@ def _load_safetensors(path: Path, device: torch.device) -> Classifier:
     except Exception as error:
         raise _corrupt(path, error) from error
     spec = from_metadata(metadata, path=path)
-    model = build_model(model_config(spec, path), num_classes=len(spec.classes), seed=0, channels=spec.channels)
+    config = model_config(spec, path)
     try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+        if config.depth > len(weights):
+            raise RuntimeError(f"{len(weights)} tensors for {config.depth} layers")
+        with torch.device("meta"):  # shapes first: what they describe may be larger than any memory
+            model = build_model(config, num_classes=len(spec.classes), seed=0, channels=spec.channels)
+        expected = model.state_dict()
+        floats = {name: one.to(expected[name].dtype) if name in expected else one for name, one in weights.items()}
+        model.load_state_dict(floats, strict=True, assign=True)
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{path}: its weights do not fit the network that it describes; export it again") from error
-    plan = Plan(device, "fp32", PLAIN, channels_last=True, compiled=False, graph=False, reasons={})
-    return torch_classifier(model.to(device).eval().requires_grad_(False), spec, plan, origin=str(path))
+    model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return torch_classifier(model, spec, replace(IN_FP32, device=device), origin=str(path))
 
 
 def model_config(spec: Spec, path: Path) -> ModelConfig:

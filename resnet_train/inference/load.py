@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resnet_train.errors import ConfigError
 from resnet_train.inference.classifier import Classifier, torch_classifier
 from resnet_train.inference.exported import load_exported
 from resnet_train.inference.find import EXPORTED, find
@@ -22,11 +23,13 @@ def load(path: str | Path, *, checkpoint: str = "result", device: str = "auto") 
         ConfigError: there is no such network, or it is corrupt.
     """
     found = find(path)
+    if found.is_file() and checkpoint != "result":
+        raise ConfigError(f"--checkpoint: expected a run directory beside it, got {found}, one file; leave it out")
     if found.suffix in EXPORTED:
         return load_exported(found, device=device)
     trained = read_trained(found, which=checkpoint)
-    # PyTorch's own operations: nothing has to be compiled before the first answer.
-    plan = evaluation_plan(trained.config, device=device, precision=trained.precision, kernels="plain")
+    # With the run's own kernels: twice as fast on a CPU, and to the last image what the run itself evaluated.
+    plan = evaluation_plan(trained.config, device=device, precision=trained.precision)
     model = build_network(
         trained.config, plan, trained.weights, num_classes=len(trained.classes), source=f"the weights in {trained.path}"
     )

@@ -124,7 +124,7 @@ def build_network(config: Config, plan: Plan, weights: Weights, *, num_classes: 
     return model.to(plan.device).eval().requires_grad_(False)
 
 
-def evaluation_plan(config: Config, *, device: str, precision: str, kernels: str | None = None) -> Plan:
+def evaluation_plan(config: Config, *, device: str, precision: str) -> Plan:
     """How a network is used on this machine: as the run evaluated it, as far as the machine can.
 
     ``device``: auto, cpu, cuda, ... as for a run, whatever the run had. ``precision`` is the run's own; half precision
@@ -135,7 +135,7 @@ def evaluation_plan(config: Config, *, device: str, precision: str, kernels: str
         precision = "fp32"
     if found.type == "cpu" and precision == "bf16" and not cpu.multiplies_bf16():
         precision = "fp32"
-    asked = kernels or ("plain" if config.compile == "true" else config.kernels)  # a compiled run evaluates plainly
+    asked = "plain" if config.compile == "true" else config.kernels  # a compiled run evaluates plainly
     config = replace(config, device=str(found), precision=precision, compile="false", graph="false", kernels="auto")
     if asked == "auto":
         return build_plan(config)

@@ -35,7 +35,7 @@ from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.console import printable
 from resnet_train.runs.data_identity import DataIdentity, check_same_data
-from resnet_train.runs.directory import CONFIG, INVOCATION, LOCK, OF_ONE_SESSION, is_run, lasting
+from resnet_train.runs.directory import CONFIG, INVOCATION, LOCK, NOT_SAVED, is_run, lasting
 from resnet_train.runs.lock import is_held
 from resnet_train.runs.saved import Notice, broken_copies, is_over, saved_config
 from resnet_train.runs.summary import Summary, read_summary
@@ -137,7 +137,7 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if key not in OF_ONE_SESSION and (before.get(key), key in before) != (after.get(key), key in after)
+        if key.partition(".")[0] not in NOT_SAVED and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 
 

@@ -17,7 +17,7 @@ from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
 from resnet_train.runs.directory import (
     CONFIG,
     INVOCATION,
-    OF_ONE_SESSION,
+    NOT_SAVED,
     Invocation,
     invocation_of,
     read_config,
@@ -106,8 +106,8 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
-    """Whether two configurations differ in more than what concerns one session alone."""
-    return saved is not None and with_former(said) | OF_ONE_SESSION != with_former(saved) | OF_ONE_SESSION
+    """Whether two configurations differ in more than what is not saved."""
+    return saved is not None and with_former(said) | NOT_SAVED != with_former(saved) | NOT_SAVED
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:

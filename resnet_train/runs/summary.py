@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -111,8 +112,12 @@ def read_summary(directory: Path) -> Summary | None:
 
 def has_types(value: Summary | Score) -> bool:
     """Whether every field has its type: the file may come from a stranger."""
-    hints = get_type_hints(type(value))
+    kind: type = type(value)
+    hints = _hints(kind)
     return all(_is(getattr(value, name), hint) for name, hint in hints.items())
+
+
+_hints = cache(get_type_hints)  # a report reads a thousand
 
 
 def _is(value: Any, hint: Any) -> bool:

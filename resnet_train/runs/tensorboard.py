@@ -30,6 +30,7 @@ from torch.utils.tensorboard import summary as summaries
 
 from resnet_train.config.run import Config
 from resnet_train.runs.atomic import read_regular, sync
+from resnet_train.runs.directory import lasting
 from resnet_train.runs.history import History
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.resume import CHANGEABLE, flatten
@@ -193,6 +194,6 @@ def hparams(config: Config) -> dict[str, float | str]:
     """The configuration as the flat numbers and texts that the HParams tab takes, without what changes no result."""
     return {
         key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
-        for key, value in flatten(asdict(config)).items()
+        for key, value in flatten(lasting(config)).items()
         if value is not None and key not in CHANGEABLE - {"epochs", "steps", "precision"}
     }

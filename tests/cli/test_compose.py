@@ -16,6 +16,7 @@ from resnet_train.cli.compose import compose, compose_saved, load_config, offlin
 from resnet_train.cli.overrides import parse
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
+from resnet_train.runs.directory import lasting
 from resnet_train.runs.resume import changes
 
 Tiny = Callable[..., Config]
@@ -157,3 +158,12 @@ def test_synthetic_images_where_cifar_is_not_at_hand(tmp_path: Path) -> None:
 def test_cifar_where_it_is_at_hand(cifar10_root: Path) -> None:
     config, _, note = offline_config([f"dataset.root={cifar10_root}"])
     assert (config.dataset.name, note) == ("cifar10", "cifar10")
+
+
+def test_what_a_recipe_expects_is_not_the_runs() -> None:
+    """A saved run of an earlier version has no such key, a run that was given more has none either."""
+    config = load_config(["experiment=he2015_resnet20"])
+    saved = lasting(config)
+    assert again(saved).expected is None
+    assert again({key: value for key, value in saved.items() if key != "expected"}).expected is None
+    assert again(saved, "experiment=he2015_resnet20").expected == config.expected

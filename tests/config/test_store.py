@@ -145,6 +145,7 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "resume_force": False,
         "init_from": None,
         "summary": False,
+        "expected": None,
     }
 
 

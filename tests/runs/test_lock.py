@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.runs.lock import Held, LostLock, hold
+from resnet_train.runs.lock import Held, LostLock, hold, seems_held
 
 # Holds the lock until a line comes, then says whether it is still its own. Times are short, so that tests are.
 HOLDER = """
@@ -124,6 +124,26 @@ def test_a_killed_process_leaves_nothing_to_wait_for(path: Path, start: Start) -
         except Held:  # it is still dying
             assert time.monotonic() - begun < 10
     assert time.monotonic() - begun < 3
+
+
+def test_a_report_sees_the_holder_and_leaves_the_file_alone(path: Path, start: Start) -> None:
+    assert not seems_held(path)
+    first = start()
+    assert said(first) == "held"
+    before = path.read_bytes()
+    assert seems_held(path) and path.read_bytes() == before
+    first.kill()
+    first.wait()
+    assert not seems_held(path) and path.read_bytes() == before
+
+
+def test_a_report_believes_another_machine_for_as_long_as_it_gives_signs_of_life(path: Path) -> None:
+    path.write_text(json.dumps({"process": 1, "host": "elsewhere", "started": "1", "token": "t"}))
+    assert seems_held(path)
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    assert not seems_held(path)
+    path.write_text("{}")
+    assert not seems_held(path)
 
 
 @pytest.mark.slow

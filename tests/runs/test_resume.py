@@ -15,7 +15,7 @@ from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint import write_checkpoint
 from resnet_train.runs.checkpoint_file import FORMAT
-from resnet_train.runs.directory import Invocation, write_config
+from resnet_train.runs.directory import Invocation, lasting, write_config
 from resnet_train.runs.resume import (
     CHANGEABLE,
     Change,
@@ -83,6 +83,15 @@ def test_keys_that_only_one_of_the_two_has(tiny: Compose, saved: dict[str, Any])
     assert found["optim.beta1"] == Change("optim.beta1", None, 0.9)
     older = {key: value for key, value in saved.items() if key != "clip_grad_norm"}
     assert changes(older, tiny()) == [Change("clip_grad_norm", None, None)]
+
+
+def test_what_a_recipe_expects_is_no_change(compose: Compose) -> None:
+    """Also for runs of earlier versions, which know no such key."""
+    config = compose("experiment=he2015_resnet20")
+    older = {key: value for key, value in lasting(config).items() if key != "expected"}
+    assert config.expected is not None and lasting(config)["expected"] is None
+    assert changes(older, config) == changes(lasting(config), config) == []
+    assert changes(older | {"expected": {"mean": 1.0}}, config) == []
 
 
 @pytest.mark.parametrize(

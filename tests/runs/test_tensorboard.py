@@ -288,3 +288,7 @@ def test_what_was_lost_is_written_anew(tmp_path: Path, config: Config, how: str,
     times = [event.wall_time for event in events(tmp_path).Scalars("loss/train")][:-1]
     assert (times == [1e9 + step for step in range(5, 45, 5)]) == (how != "whole")
     assert len(events(tmp_path).Tensors("config/text_summary")) == 1
+
+
+def test_what_a_recipe_expects_is_no_hyperparameter(compose: Callable[..., Config]) -> None:
+    assert not [key for key in hparams(compose("experiment=he2015_resnet20")) if key.startswith("expected")]
