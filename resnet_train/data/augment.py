@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from resnet_train.data.transfer import send
+
 CropMode = Literal["zeros", "reflect"]
 
 
@@ -35,7 +37,7 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         """The same draws on ``device``."""
-        return Draws(*(drawn.to(device) for drawn in self._tensors()))
+        return Draws(*(send(drawn, device) for drawn in self._tensors()))
 
     @staticmethod
     def cat(pieces: Sequence[Draws]) -> Draws:
@@ -64,25 +66,25 @@ def crop_flip(images: Tensor, draws: Draws, *, padding: int, mode: CropMode) -> 
         uint8 ``(B, H, W, C)``.
     """
     height, width = images.shape[1:3]
-    rows = torch.arange(height, device=images.device) + (draws.offset_y - padding)[:, None]  # (B, H)
-    columns = torch.arange(width, device=images.device).expand(len(draws), width)  # (B, W)
-    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns) + (draws.offset_x - padding)[:, None]
+    device = images.device
+    rows = torch.arange(-padding, height - padding, device=device) + draws.offset_y[:, None]  # (B, H)
+    forwards = torch.arange(-padding, width - padding, device=device)
+    backwards = torch.arange(width - 1 - padding, -1 - padding, -1, device=device)
+    columns = torch.where(draws.flip[:, None], backwards, forwards) + draws.offset_x[:, None]  # (B, W)
     index = draws.index[:, None, None]
     if mode == "reflect":
         rows, columns = reflect(rows, height), reflect(columns, width)
         return images[index, rows[:, :, None], columns[:, None, :]]
-    inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    cropped = images[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-    return cropped * (inside_y[:, :, None] & inside_x[:, None, :]).unsqueeze(-1)
+    near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    inside = (near_rows == rows)[:, :, None] & (near_columns == columns)[:, None, :]  # (B, H, W)
+    return images[index, near_rows[:, :, None], near_columns[:, None, :]] * inside.unsqueeze(-1)
 
 
 def crop_flip_normalise(
     images: Tensor, draws: Draws, *, padding: int, mode: CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """`crop_flip`, then `normalise` on the device where ``mean`` is: float32 ``(B, C, H, W)`` in channels_last."""
-    cropped = crop_flip(images, draws, padding=padding, mode=mode)
-    return normalise(cropped.to(mean.device, non_blocking=True), mean, std)
+    """`crop_flip`, then `normalise`, all on one device: float32 ``(B, C, H, W)`` in channels_last."""
+    return normalise(crop_flip(images, draws, padding=padding, mode=mode), mean, std)
 
 
 class CropFlipNormalise(Protocol):
@@ -119,9 +121,8 @@ def normalised_bytes(mean: Tensor, std: Tensor) -> Tensor:
 
 def box(centre: Tensor, length: int, size: int) -> Tensor:
     """``(B, size)`` bool: positions within ``length`` pixels around ``centre`` ``(B,)``, clipped at the border."""
-    start = centre - length // 2
-    position = torch.arange(size, device=centre.device)
-    return (position >= start[:, None]) & (position < (start + length)[:, None])
+    place = torch.arange(length // 2, size + length // 2, device=centre.device) - centre[:, None]  # from its beginning
+    return (place >= 0) & (place < length)
 
 
 def cutout(images: Tensor, *, centre_y: Tensor, centre_x: Tensor, size: int) -> Tensor:

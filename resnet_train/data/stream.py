@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnet_train.config.dataset import AugmentConfig
 from resnet_train.data import augment
 from resnet_train.data.augment import CropMode, Draws
 from resnet_train.data.dataset import Split
+from resnet_train.data.transfer import Ahead, send
 from resnet_train.seeding import derive, generator
+
+PERMUTED_STEPS = 256  # whose permutations go to the device at once: half a MiB for batches of 256
 
 
 class TrainData:
@@ -41,6 +44,7 @@ class TrainData:
         crop_flip_normalise: augment.CropFlipNormalise = augment.crop_flip_normalise,
     ) -> None:
         self.split = split.to(device)
+        self.labels = send(self.split.labels, device)
         self.batch_size = batch_size
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.crop_flip_normalise = crop_flip_normalise
@@ -50,40 +54,43 @@ class TrainData:
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
         self.num_classes = num_classes
         self.device = device
-        self._epochs: dict[int, Draws] = {}
+        self._epochs: dict[int, tuple[Tensor, Draws]] = {}  # order in host memory, all draws on the device
+        self._one_hot = torch.eye(num_classes, device=device)
+        self._permutations: tuple[int, Tensor] = -1, torch.empty(0)  # number of a block of steps, (steps, B)
+        self._ahead = None  # who fetches the images, where the device has no room for them
+        if self.split.images.device.type != device.type:
+            self._ahead = Ahead(self.split.images, device, order=self._order)
+            self._places = torch.arange(batch_size, device=device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images ``(B, C, H, W)`` float32, and their labels.
 
         Labels are int64 ``(B,)``, or with mixup or CutMix a distribution, float32 ``(B, num_classes)``.
         """
-        options = self.augment
+        options, images = self.augment, self.split.images
         draws = self._draws(step)
+        labels = self.labels[draws.index]
+        if self._ahead is not None:
+            images = self._ahead.fetch(step)
+            draws = replace(draws, index=self._places)
         images = self.crop_flip_normalise(
-            self.split.images,
+            images,
             draws,
             padding=options.crop_padding,
             mode=self.crop_mode,
             mean=self.mean,
             std=self.std,
         ).contiguous(memory_format=self.layout)
-        labels = self.split.labels[draws.index].to(self.device, non_blocking=True)
         if options.cutout:
-            images = augment.cutout(
-                images,
-                centre_y=draws.cutout_y.to(self.device),
-                centre_x=draws.cutout_x.to(self.device),
-                size=options.cutout,
-            )
+            images = augment.cutout(images, centre_y=draws.cutout_y, centre_x=draws.cutout_x, size=options.cutout)
         if options.mixup or options.cutmix:
-            return self._mix(images, F.one_hot(labels, self.num_classes).float(), step)
+            return self._mix(images, self._one_hot[labels], step)
         return images, labels
 
     def _mix(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mixup or CutMix; with both switched on, each batch takes one of them by a fair coin."""
         rng = random.Random(derive(self.seed, "mix", step))
-        # "partner" names the permutation in the seed: another word would draw other numbers.
-        permutation = torch.randperm(len(images), generator=generator(self.seed, "partner", step)).to(self.device)
+        permutation = self._permutation(step)
         mixup, cutmix = self.augment.mixup, self.augment.cutmix
         take_mixup = bool(mixup) and (not cutmix or rng.random() < 0.5)
         alpha = mixup if take_mixup else cutmix
@@ -94,19 +101,35 @@ class TrainData:
         centre_y, centre_x = rng.randrange(height), rng.randrange(width)
         return augment.cutmix(images, targets, permutation=permutation, lam=lam, centre_y=centre_y, centre_x=centre_x)
 
+    def _permutation(self, step: int) -> Tensor:
+        """Which image each image of a batch is mixed with ``(B,)``; on its way to the device with those of others."""
+        block, place = divmod(step, PERMUTED_STEPS)
+        if self._permutations[0] != block:
+            # "partner" names the permutation in the seed: another word would draw other numbers.
+            steps = range(block * PERMUTED_STEPS, (block + 1) * PERMUTED_STEPS)
+            drawn = [torch.randperm(self.batch_size, generator=generator(self.seed, "partner", one)) for one in steps]
+            self._permutations = block, send(torch.stack(drawn), self.device)
+        return self._permutations[1][place]
+
     def _draws(self, step: int) -> Draws:
-        """The draws of one batch, which may end one epoch and begin the next."""
+        """The draws of one batch."""
+        return Draws.cat([self._epoch(epoch)[1][span] for epoch, span in self._spans(step)])
+
+    def _order(self, step: int) -> Tensor:
+        """The images of one batch, ``(B,)`` in host memory."""
+        return torch.cat([self._epoch(epoch)[0][span] for epoch, span in self._spans(step)])
+
+    def _spans(self, step: int) -> Iterator[tuple[int, slice]]:
+        """The epochs that a batch lies in, which may end one and begin the next, and which part of them it is."""
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        pieces = []
         while start < stop:
             epoch, offset = divmod(start, len(self.split))
             length = min(stop - start, len(self.split) - offset)
-            pieces.append(self._epoch(epoch)[offset : offset + length])
+            yield epoch, slice(offset, offset + length)
             start += length
-        return Draws.cat(pieces)
 
-    def _epoch(self, epoch: int) -> Draws:
-        """The draws of one epoch, on the images' device; those of this epoch and the one before are kept."""
+    def _epoch(self, epoch: int) -> tuple[Tensor, Draws]:
+        """Order and draws of one epoch; those of this epoch and the one before are kept."""
         if epoch not in self._epochs:
             self._epochs = {number: kept for number, kept in self._epochs.items() if number == epoch - 1}
             size, count = self.split.images.shape[1], len(self.split)
@@ -120,7 +143,7 @@ class TrainData:
                 cutout_y=torch.randint(size, (count,), generator=rng),
                 cutout_x=torch.randint(size, (count,), generator=rng),
             )
-            self._epochs[epoch] = drawn.to(self.split.images.device)
+            self._epochs[epoch] = drawn.index, drawn.to(self.device)
         return self._epochs[epoch]
 
 
@@ -148,5 +171,5 @@ class EvalData:
         for images, labels in zip(
             self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True
         ):
-            normalised = augment.normalise(images.to(self.device), self.mean, self.std)
-            yield normalised.contiguous(memory_format=self.layout), labels.to(self.device)
+            normalised = augment.normalise(send(images, self.device), self.mean, self.std)
+            yield normalised.contiguous(memory_format=self.layout), send(labels, self.device)

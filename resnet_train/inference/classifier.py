@@ -192,7 +192,7 @@ def torch_classifier(model: nn.Module, spec: Spec, plan: Plan, *, origin: str) -
     return Classifier(
         TorchNetwork(model, spec, plan),
         spec,
-        batch_size=eval_batch_size(layers(model, spec.image_size)),
+        batch_size=eval_batch_size(layers(model, spec.image_size), plan.device),
         origin=origin,
         runs_on=f"{plan.device} in {plan.precision}, {plan.backend.name} kernels",
     )

@@ -95,8 +95,10 @@ def export(trained: Trained, path: Path, *, card: Path, images: Tensor, raw: boo
 
 def network_of(trained: Trained) -> nn.Module:
     """What is exported: the plain network on the CPU, in fp32, for evaluation."""
-    classes, source = len(trained.classes), f"the weights in {trained.path}"
-    return build_network(trained.config, PLAN, trained.weights, num_classes=classes, source=source).float()
+    classes = len(trained.classes)
+    return build_network(
+        trained.config, PLAN, trained.weights, num_classes=classes, source=f"the weights in {trained.path}"
+    ).float()
 
 
 def exported_spec(trained: Trained, *, raw: bool) -> Spec:

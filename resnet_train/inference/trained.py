@@ -136,7 +136,8 @@ def evaluation_plan(config: Config, *, device: str, precision: str) -> Plan:
     if found.type == "cpu" and precision == "bf16" and not cpu.multiplies_bf16():
         precision = "fp32"
     asked = "plain" if config.compile == "true" else config.kernels  # a compiled run evaluates plainly
-    config = replace(config, device=str(found), precision=precision, compile="false", graph="false", kernels="auto")
+    graph = "false" if config.graph == "false" else "auto"  # on CUDA the kernels go by it
+    config = replace(config, device=str(found), precision=precision, compile="false", graph=graph, kernels="auto")
     if asked == "auto":
         return build_plan(config)
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_train.data.augment import CropFlipNormalise, crop_flip_normalise
 from resnet_train.errors import ConfigError
-from resnet_train.kernels import cpu, cuda, cuda_batch, native
+from resnet_train.kernels import cpu, cuda, cuda_batch, cuda_check, native
 from resnet_train.kernels.fuse import fuse
 
 FUSED, AMX = "fused", "experimental_amx"
@@ -42,14 +42,27 @@ def choose_backend(
     precision: str,
     compiled: bool,
     channels_last: bool,
+    graph: bool = False,
 ) -> Backend:
     """What ``auto``, ``plain``, ``fused`` or ``experimental_amx`` means here; ``precision`` is the run's own, not auto.
+
+    On CUDA ``auto`` takes the fused kernels if ``graph`` says that steps are to be one CUDA graph, and only where they
+    agree with PyTorch's on the GPU at hand: a launch of Triton's costs the host two or three times as much as one of
+    PyTorch's, which a graph makes up for.
+
+    Whether there will be a graph turns out after the first steps (`training.cuda_graph`). Where there is none after
+    all, the kernels stay: other ones round differently, so that a run would have other bits if its trial failed, and
+    other ones again from each resume on. As it is, the kernels follow from the configuration and the machine alone,
+    and each session of a run takes the same. It then trains somewhat slower than ``kernels=plain``, and its log says
+    that there is no graph. ``graph=false`` asked for at a resume changes the kernels too, which is said.
 
     Raises `ConfigError` where what was asked for by name cannot be had.
     """
     if name == "plain":
         return Backend("plain", "asked for")
     why_not = obstacle(name, activation=activation, device=device, compiled=compiled, channels_last=channels_last)
+    if name == "auto" and device.type == "cuda" and not graph:
+        why_not = why_not or "without a graph the fused ones take longer to launch"
     if not why_not:
         try:
             return load_backend(name, device=device, precision=precision)
@@ -68,8 +81,6 @@ def obstacle(name: str, *, activation: str, device: torch.device, compiled: bool
         return f"AMX is of the CPU, this runs on {device.type}"
     if device.type not in ("cpu", "cuda"):
         return f"the fused ones are for the CPU and CUDA, this runs on {device.type}"
-    if device.type == "cuda" and name == "auto":
-        return "the fused ones have not been measured yet on cuda"
     if not channels_last:
         return "the fused ones need channels_last"
     if activation != "relu":
@@ -85,6 +96,9 @@ def load_backend(name: str, *, device: torch.device, precision: str) -> Backend:
         parts = amx.prepare(precision)
         return Backend(AMX, parts.reason, partial(fuse, leaves=parts.leaves), parts.crop_flip_normalise)
     if device.type == "cuda":
-        return Backend(FUSED, cuda.prepare(), partial(fuse, leaves=cuda.LEAVES), cuda_batch.crop_flip_normalise)
+        reason = cuda.prepare()
+        if torch.cuda.is_available():
+            cuda_check.check(device, precision)
+        return Backend(FUSED, reason, partial(fuse, leaves=cuda.LEAVES), cuda_batch.crop_flip_normalise)
     parts = cpu.prepare(precision, by_name=name == FUSED)
     return Backend(FUSED, parts.reason, partial(fuse, leaves=parts.leaves), parts.crop_flip_normalise)

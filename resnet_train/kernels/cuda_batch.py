@@ -18,13 +18,9 @@ _BLOCK = 1024
 def crop_flip_normalise(
     images: Tensor, draws: augment.Draws, *, padding: int, mode: augment.CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it.
-
-    Images that are not where ``mean`` is, since the GPU has no room for them, are left to
-    `augment.crop_flip_normalise`.
-    """
+    """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it."""
     count, height, width, channels = len(draws), *images.shape[1:]
-    if not (cuda.runs_on(images.device) and images.device == mean.device and images.is_contiguous() and count):
+    if not (cuda.runs_on(images.device) and images.is_contiguous() and count):
         return augment.crop_flip_normalise(images, draws, padding=padding, mode=mode, mean=mean, std=std)
     drawn = (draws.index, draws.offset_y, draws.offset_x, draws.flip)
     index, offset_y, offset_x, flip = (tensor.contiguous() for tensor in drawn)

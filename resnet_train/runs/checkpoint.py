@@ -19,16 +19,17 @@ from typing import Any
 import torch
 
 from resnet_train.errors import ConfigError, RunError
-from resnet_train.runs.atomic import link_atomically, sync_folder, write_atomically
+from resnet_train.runs.atomic import link_atomically, replacing, sync_folder
 from resnet_train.runs.checkpoint_file import (
     FORMAT,
     CorruptCheckpoint,
     numbered,
     open_checkpoint,
     read_declared,
-    seal,
     unseal,
 )
+from resnet_train.runs.sealing import SealingWriter
+from resnet_train.runs.snapshot import Snapshot, take
 
 RETRY_SECONDS = 1.0
 
@@ -37,9 +38,10 @@ logger = logging.getLogger(__name__)
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` to ``path`` atomically: at every moment there is the old file or the new one, on disk."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, seal(buffer.getvalue()))
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        sealing = SealingWriter(file)
+        torch.save(content, sealing)  # type: ignore[arg-type]
+        sealing.seal()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,19 +60,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def copy_of(content: Any) -> Any:
-    """Tensors, dictionaries, lists and tuples in memory of their own, on the CPU."""
-    match content:
-        case torch.Tensor():
-            return content.detach().to("cpu", copy=True)
-        case dict():
-            return {key: copy_of(value) for key, value in content.items()}
-        case list() | tuple():
-            return type(content)(copy_of(value) for value in content)
-        case _:
-            return content
-
-
 class Checkpoints:
     """The checkpoints of one run: ``step-<steps>.pt``, and ``last.pt`` and ``best.pt``, which are links to them."""
 
@@ -81,14 +70,14 @@ class Checkpoints:
         self._begun: Future[Path] | None = None
 
     def begin_save(self, content: dict[str, Any], *, step: int, best: bool = False) -> None:
-        """Copy ``content`` as it is now and let `save` write the copy while training continues.
+        """Copy ``content`` as it is now and write the copy while training continues.
 
         Waits for the one before, and raises what that raised: nothing fails unseen, if `finish` is called at the end.
         The process does not end before the file is written, unless it is killed; then the one before is in place.
         """
-        copied = copy_of(content)
+        snapshot = take(content)
         self.finish()
-        self._begun = self._writer.submit(self.save, copied, step=step, best=best)
+        self._begun = self._writer.submit(self._save, snapshot, step=step, best=best)
 
     def check(self) -> None:
         """Raise `RunError` if what was begun has failed by now."""
@@ -103,6 +92,10 @@ class Checkpoints:
 
     def save(self, content: dict[str, Any], *, step: int, best: bool = False) -> Path:
         """Write the checkpoint after ``step`` steps, then let the oldest go; raises `RunError` if it cannot."""
+        return self._save(take(content), step=step, best=best)
+
+    def _save(self, snapshot: Snapshot, *, step: int, best: bool) -> Path:
+        content = snapshot.on_host()
         path = self.folder / f"step-{step:08d}.pt"
         try:
             self._write_once_more(path, content)

@@ -1,8 +1,8 @@
 """What a checkpoint file says, read without torch, without running anything, and before memory is taken for tensors.
 
 A checkpoint is what ``torch.save`` writes, a ZIP archive, whose comment field holds the SHA-256 of all that stands
-before it. So ``torch.load(path, weights_only=True)`` reads it as it is, and `unseal` finds any flipped bit first (ZIP's
-own checksums leave its headers out, and torch does not look at them).
+before it, put there by `runs.sealing`. So ``torch.load(path, weights_only=True)`` reads it as it is, and `unseal` finds
+any flipped bit first (ZIP's own checksums leave its headers out, and torch does not look at them).
 
 The file may come from a stranger. `read_declared` takes the few opcodes and names that tensors and plain values need,
 and compares what each tensor declares with the bytes that are there: a small file cannot ask for gigabytes.
@@ -26,8 +26,9 @@ from typing import Any, BinaryIO
 
 FORMAT = 1
 _END = struct.pack("<I", 0x06054B50)  # signature of the ZIP record that ends an archive
-_END_LENGTH = 22  # bytes of that record up to the comment; its last two bytes are the comment's length
-_PREFIX = b"sha256:"
+END_LENGTH = 22  # bytes of that record up to the comment; its last two bytes are the comment's length
+PREFIX = b"sha256:"
+CHECKSUM_LENGTH = len(PREFIX) + 64
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of files that torch wrote before version 1.6
 
 # fmt: off
@@ -60,22 +61,17 @@ class HoldsObjects(CorruptCheckpoint):
 # ---------------------------------------------------------------------------------------------------------- checksum
 
 
-def seal(payload: bytes) -> bytes:
-    """Append the checksum of a ZIP archive without comment to it, as its comment."""
-    start = len(payload) - _END_LENGTH
-    assert payload[start : start + 4] == _END and payload[-2:] == b"\0\0", "expected a ZIP archive without a comment"
-    length = len(_PREFIX) + 64
-    body = payload[:-2] + struct.pack("<H", length)
-    return body + _PREFIX + hashlib.sha256(body).hexdigest().encode()
+def is_bare_end(record: bytes) -> bool:
+    """Whether ``record`` ends a ZIP archive that has no comment."""
+    return len(record) == END_LENGTH and record.startswith(_END) and record.endswith(b"\0\0")
 
 
 def unseal(sealed: bytes) -> bytes:
-    """Check the checksum that `seal` appended and return the bytes unchanged; raises `CorruptCheckpoint`."""
-    length = len(_PREFIX) + 64
-    body, comment = sealed[:-length], sealed[-length:]
-    if not comment.startswith(_PREFIX):
+    """Check the checksum at the end and return the bytes unchanged; raises `CorruptCheckpoint`."""
+    body, comment = memoryview(sealed)[:-CHECKSUM_LENGTH], sealed[-CHECKSUM_LENGTH:]
+    if not comment.startswith(PREFIX):
         raise CorruptCheckpoint("it does not end in a checksum: truncated, or not one of our checkpoints")
-    if comment[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
+    if comment[len(PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
         raise CorruptCheckpoint("its checksum does not fit its content")
     return sealed
 

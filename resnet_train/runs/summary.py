@@ -44,7 +44,8 @@ class Facts:
     precision: str = ""
     kernels: str = ""
     compiled: bool = False
-    graph: bool = False
+    graph: bool = False  # whether steps were launched as one CUDA graph
+    graph_reason: str = ""  # why, or why not
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None  # of the project's source; with "+changes" where it was modified

@@ -7,9 +7,11 @@ import gc
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from resnet_train.config.run import Config
@@ -26,7 +28,7 @@ from resnet_train.seeding import set_deterministic
 from resnet_train.training.clock import Clock
 from resnet_train.training.memory import is_out_of_memory, out_of_memory_named
 from resnet_train.training.metrics import DIVERGED, TrainMetrics
-from resnet_train.training.plan import Plan
+from resnet_train.training.plan import Plan, build_device
 from resnet_train.training.report import announce, log_line, summarise
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
@@ -52,16 +54,24 @@ def train(
     and `Interrupted` after a signal, with everything saved.
     """
     clock = Clock()
-    environment.reset_peak_memory()
-    with out_of_memory_named(config):
-        run = build(config)
-        set_deterministic(config.deterministic)
-        allow_tf32(run.plan.precision)
-        if owns_process:
-            keep_memory(run.plan)
-        session = open_session(run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation)
-    with StopSignal() as stop:
-        return complete(run, session, config, stop)
+    with current(build_device(config.device)):
+        environment.reset_peak_memory()
+        with out_of_memory_named(config):
+            run = build(config)
+            set_deterministic(config.deterministic)
+            allow_tf32(run.plan.precision)
+            if owns_process:
+                keep_memory(run.plan)
+            session = open_session(
+                run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation
+            )
+        with StopSignal() as stop:
+            return complete(run, session, config, stop)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """While it lasts a GPU is the current one, which PyTorch and Triton mean wherever they are told of none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Summary:

@@ -67,6 +67,22 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load the momentum and counters of a `state_dict`, whatever device and layout they had.
+
+    The options of the parameter groups stay what they are, but for the learning rate, which is a number from here on.
+    Those that were saved are of the device that saved them (``fused``, ``foreach``, ``capturable``) or of a
+    configuration that has changed by intent. Raises ``ValueError`` where ``saved`` is of another optimizer or network.
+    """
+    groups = []
+    for mine, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        if ("betas" in mine) != ("betas" in theirs):
+            raise ValueError(f"its optimizer is not the {type(optimizer).__name__} of this run")
+        groups.append({**mine, "params": theirs["params"], "lr": float(theirs["lr"])})
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    match_layout(optimizer)
+
+
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give each tensor of the optimizer's state the strides of its parameter: fused steps walk both as one memory."""
     for parameter, state in optimizer.state.items():

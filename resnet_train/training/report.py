@@ -77,7 +77,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
         rule = f"after the last of {count(timetable.total_steps)} steps"
     result = test if status == "finished" else None
     return Summary(
-        **vars(run.facts),
+        **vars(run.facts) | {"graph": run.graph.graph, "graph_reason": run.graph.reason},
         status=status,
         directory=str(session.directory),
         result_split="test",

@@ -29,11 +29,13 @@ from resnet_train.runs.data_identity import DataIdentity
 from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
-from resnet_train.training.cuda_graph import GraphedStep
+from resnet_train.training.cuda_graph import GraphedStep, LaunchedStep, Outcome
+from resnet_train.training.launches import FewLaunches
 from resnet_train.training.lr_schedule import LRSchedule, build_lr_schedule
 from resnet_train.training.memory import eval_batch_size, out_of_memory_while_reading
 from resnet_train.training.optim import build_optimizer
 from resnet_train.training.plan import Plan, build_plan
+from resnet_train.training.recorder import CudaRecorder
 from resnet_train.training.self_check import check_against_cpu
 from resnet_train.training.state import TrainState
 from resnet_train.training.step import Forward, Step, StepOptions, train_step
@@ -103,6 +105,13 @@ class Run:
         """The split that is evaluated while the run trains; test only where nothing is chosen by it."""
         return "val" if "val" in self.eval_data else "test"
 
+    @property
+    def graph(self) -> Outcome:
+        """Whether steps are launched as one CUDA graph by now, and why."""
+        if isinstance(self.train_step, GraphedStep):
+            return self.train_step.outcome
+        return Outcome(self.plan.graph, self.plan.reasons["graph"])
+
     def seed_dropout(self, step: int) -> None:
         """Let dropout, if there is any, draw what the seed and the step say; it draws from the global generators."""
         if self.has_dropout:
@@ -139,7 +148,7 @@ def build(config: Config) -> Run:
         ),
         train_data=build_train_data(config, plan, dataset),
         eval_data={
-            name: build_eval_data(config.dataset, plan, split, batch_size=eval_batch_size(found))
+            name: build_eval_data(config.dataset, plan, split, batch_size=eval_batch_size(found, plan.device))
             for name, split in splits.items()
         },
         timetable=timetable,
@@ -239,13 +248,22 @@ def build_train_step(config: Config, plan: Plan, state: TrainState, forward: For
     """The function that makes one step of ``state``."""
     options = build_step_options(config, plan)
     if plan.graph:
-        return GraphedStep(state, options=options, forward=forward)
+        required = config.graph == "true"
+        recorder = CudaRecorder(plan.device)
+        return GraphedStep(state, options=options, recorder=recorder, forward=forward, required=required)
+    if plan.device.type == "cuda":
+        return LaunchedStep(state, options=options, device=plan.device, forward=forward)
     return partial(train_step, state, options=options, forward=forward)
 
 
 def build_forward(plan: Plan, state: TrainState) -> Forward:
-    """The way through the network in training: the network itself, or what `torch.compile` makes of it."""
-    return torch.compile(state.model, dynamic=False) if plan.compiled else state.model
+    """The way through the network in training: the network itself, or the same to the bit in fewer kernels.
+
+    On a CPU, where nothing is launched, there is nothing to gain; `torch.compile` joins casts by itself.
+    """
+    if plan.compiled:
+        return torch.compile(state.model, dynamic=False)
+    return FewLaunches(state.model, precision=plan.precision) if plan.device.type == "cuda" else state.model
 
 
 def build_train_data(config: Config, plan: Plan, dataset: Dataset) -> TrainData:

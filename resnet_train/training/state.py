@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_train.runs.summary import Score
 from resnet_train.training.misfit import differences, misfit
-from resnet_train.training.optim import match_layout
+from resnet_train.training.optim import load_optimizer
 
 
 @dataclass
@@ -91,13 +91,13 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; raises ``RuntimeError`` where names or shapes differ."""
+        """Load what `state_dict` returned; raises ``RuntimeError`` or ``ValueError`` where names or shapes differ."""
         self.model.load_state_dict(saved["model"], strict=True)
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"], strict=True)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        match_layout(self.optimizer)  # channels_last may be another than it was
-        self.scaler.load_state_dict(saved["scaler"])
+        load_optimizer(self.optimizer, saved["optimizer"])
+        if saved["scaler"]:  # else the saved run had none, and this one, of another precision by force, has a new one
+            self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
         self.last = {split: Score(**score) for split, score in saved["last"].items()}
         self.best = {split: Score(**score) for split, score in saved["best"].items()}

@@ -16,7 +16,8 @@ from torchvision.transforms import functional as TF
 from resnet_train.config.dataset import AugmentConfig
 from resnet_train.data.augment import cutmix, mixup
 from resnet_train.data.dataset import Split
-from resnet_train.data.stream import EvalData, TrainData
+from resnet_train.data.stream import PERMUTED_STEPS, EvalData, TrainData
+from resnet_train.data.transfer import Ahead
 from resnet_train.seeding import derive, generator
 
 CPU = torch.device("cpu")
@@ -162,6 +163,40 @@ def test_the_draws_of_epochs_gone_by_are_let_go() -> None:
     for step in [*range(40), 3, 100, 0]:
         data.batch(step)
         assert len(data._epochs) <= 2
+
+
+@pytest.mark.parametrize("augment", [PLAIN, EVERYTHING])
+def test_images_that_are_fetched_ahead_give_the_same_batches(augment: AugmentConfig) -> None:
+    """As where the device has no room for them; in any order."""
+    data, fetched = stream(noise(7), augment), stream(noise(7), augment)
+    fetched._ahead, fetched._places = Ahead(noise(7).images, CPU, order=fetched._order), torch.arange(3)
+    fetched.split = Split(torch.zeros(1, 6, 6, 3, dtype=torch.uint8), fetched.split.labels)  # not looked at any more
+    for step in [*range(8), 3, 14, 15, 0]:
+        assert same(fetched.batch(step), data.batch(step)), step
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_images_that_a_gpu_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_the_gpu() -> TrainData:
+        options = {"batch_size": 8, "seed": 0, "mean": MEAN, "std": STD, "num_classes": 40}
+        return TrainData(noise(40), augment=EVERYTHING, device=torch.device("cuda", 0), **options)
+
+    moved = on_the_gpu()
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (0, 0))
+    kept = on_the_gpu()
+    assert (moved.split.images.device.type, kept.split.images.device.type) == ("cuda", "cpu")
+    for step in range(12):
+        assert same(kept.batch(step), moved.batch(step)), step
+
+
+def test_permutations_do_not_depend_on_what_was_asked_for_before() -> None:
+    """They are drawn for many steps at once, which must not show at the border."""
+    data = stream(noise(7))
+    border = [PERMUTED_STEPS - 1, PERMUTED_STEPS, 2 * PERMUTED_STEPS + 1, 0]
+    for step in border:
+        expected = torch.randperm(3, generator=generator(0, "partner", step))
+        assert torch.equal(data._permutation(step), expected), step
 
 
 def test_batches_are_channels_last_floats_of_the_data_set_that_stays_bytes() -> None:

@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from resnet_train import kernels
 from resnet_train.config.run import Config
 from resnet_train.data import augment
-from resnet_train.kernels import cuda, cuda_batch, native
+from resnet_train.kernels import cuda, cuda_batch, cuda_check, native
 from resnet_train.kernels.choose import PLAIN, Backend
 from resnet_train.kernels.fuse import fuse
 from resnet_train.models.build import build_model
@@ -47,10 +48,15 @@ ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-7 
 
 without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the kernels are interpreted in this process")
-# They look into the compiler, which other versions have made in another way.
-looks_inside = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not version("triton").startswith("3.8."), reason="needs Triton 3.8"
-)
+
+
+def of_triton(*versions: str) -> pytest.MarkDecorator:
+    """For tests that look into the compiler, which each version has in another way."""
+    found = "" if importlib.util.find_spec("triton") is None else version("triton").rpartition(".")[0]
+    return pytest.mark.skipif(found not in versions, reason=f"needs Triton {' or '.join(versions)}")
+
+
+looks_inside = of_triton("3.8")
 
 
 def runs_kernels(test: Callable[..., None]) -> Callable[..., None]:
@@ -191,6 +197,60 @@ def test_norm_relu_in_two_bytes(dtype: torch.dtype, shortcut: bool) -> None:
 @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 def test_norm_relu_at_the_size_of_real_layers(shape: tuple[int, ...], shortcut: bool, dtype: torch.dtype) -> None:
     compare(shape, dtype=dtype, shortcut=shortcut)
+
+
+@runs_kernels
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_the_check_before_a_run_passes(precision: str) -> None:
+    random = torch.get_rng_state()
+    cuda_check.check(DEVICE, precision)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("forward_apply", "the result of a fused norm is off by nan here, expected 1.6e-02"),
+        ("backward_apply", "the gradient of a fused norm is off by nan here, expected 1.6e-02"),
+        ("backward_totals", " of a fused norm is off by nan here, expected 1.6e-02"),
+        ("inference", "the result in evaluation of a fused norm is off by nan here, expected 1.6e-02"),
+        ("nothing", "the fused kernels do not run here: "),
+    ],
+)
+def test_the_check_before_a_run_finds_a_kernel_that_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, message: str
+) -> None:
+    class Idle(dict[Any, Any]):
+        def __missing__(self, _grid: Any) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    faulty = (
+        SimpleNamespace(**vars(cuda.kernels())) if kernel != "nothing" else SimpleNamespace(INTERPRETED=INTERPRETED)
+    )
+    setattr(faulty, kernel, Idle())
+    monkeypatch.setattr(cuda, "kernels", lambda: faulty)
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        with pytest.raises(native.Unavailable) as caught:
+            cuda_check.check(DEVICE, "bf16")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert message in str(caught.value)
+
+
+@runs_kernels
+def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cuda_batch._make_table
+
+    def wrong(mean: Tensor, std: Tensor) -> Tensor:
+        table = right(mean, std)
+        table[2, 77] = table[2, 77].nextafter(torch.tensor(0.0, device=DEVICE))
+        return table
+
+    monkeypatch.setattr(cuda_batch, "_make_table", wrong)
+    with pytest.raises(native.Unavailable, match=r"^a batch by the fused kernels is not that of PyTorch's operations "):
+        cuda_check.check(DEVICE, "fp32")
 
 
 @runs_kernels
@@ -452,15 +512,6 @@ def test_a_batch_of_no_images() -> None:
     assert a_batch(images, torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)).shape == (0, 3, 4, 4)
 
 
-@only_on_gpu
-def test_images_that_stay_in_host_memory() -> None:
-    images = torch.arange(2 * 3 * 3 * 3, dtype=torch.uint8).reshape(2, 3, 3, 3)
-    mean, std = torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)
-    found = a_batch(images, mean, std)
-    assert found.device.type == "cuda"
-    assert torch.equal(found, augment.normalise(images.to(DEVICE), mean, std))
-
-
 # ------------------------------------------------------------------------------------------------------- the whole step
 
 
@@ -536,10 +587,12 @@ class _Utils:
         """Nothing was loaded."""
 
 
+@dataclass
 class _CompilesOnly:
-    """A driver of Triton for an H100 that is not there: kernels are compiled for it, and starting one does nothing."""
+    """A driver of Triton for a GPU that is not there: kernels are compiled for it, and starting one does nothing."""
 
     utils = _Utils()
+    capability: int = 90  # of an H100
 
     @staticmethod
     def launcher_cls(_source: Any, _metadata: Any) -> Callable[..., None]:
@@ -548,7 +601,7 @@ class _CompilesOnly:
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -630,18 +683,53 @@ def test_norm_relu_compiles_for_any_shape(compiled: Callable[[], Compiled], shap
 @compiles
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_batches_compile(compiled: Callable[[], Compiled], mode: str) -> None:
-    images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
-    draws = torch.zeros(4, dtype=torch.int64)
-    table, out = torch.zeros(3, 256), torch.zeros(4, 32, 32, 3)
-    from resnet_train.kernels import triton_batch
-
-    triton_batch.crop_flip_normalise[(4, 3)](
-        *(images, draws, draws, draws, draws.bool(), table, out, 4),
-        **{"HEIGHT": 32, "WIDTH": 32, "CHANNELS": 3, "REFLECT": mode == "reflect", "BLOCK": 1024},
-    )
+    compile_batches(mode)
     ((name, code),) = compiled()
     assert (name, code.n_spills) == ("crop_flip_normalise", 0)
     assert "st.global.v4.b32" in moves(code)
+
+
+def compile_batches(mode: str) -> None:
+    from resnet_train.kernels import triton_batch
+
+    images, draws = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    triton_batch.crop_flip_normalise[(4, 3)](
+        *(images, draws, draws, draws, draws.bool(), torch.zeros(3, 256), torch.zeros(4, 32, 32, 3), 4),
+        **{"HEIGHT": 32, "WIDTH": 32, "CHANNELS": 3, "REFLECT": mode == "reflect", "BLOCK": 1024},
+    )
+
+
+GPUS = {75: "T4, RTX 20", 80: "A100", 86: "RTX 30", 89: "RTX 40, L4", 90: "H100, H200", 120: "RTX 50"}
+
+
+@of_triton("3.6", "3.7", "3.8")
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", GPUS, ids=GPUS.values())
+def test_everything_compiles_for_every_gpu(
+    compiled: Callable[[], Compiled], monkeypatch: pytest.MonkeyPatch, capability: int
+) -> None:
+    """Without registers in memory, in each type."""
+    import triton
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", _CompilesOnly(capability))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for channels, added in itertools.product((64, 100), (False, True)):
+            norm = nn.BatchNorm2d(channels)
+            x = torch.zeros(2, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            shortcut = torch.zeros_like(x) if added else None
+            y = cuda._NormReLU.apply(x.requires_grad_(), shortcut, norm.weight, norm.bias, norm)
+            y.backward(y)
+            cuda._inference(norm, x, shortcut)
+    for mode in ("zeros", "reflect"):
+        compile_batches(mode)
+    code = compiled()
+    norms = ["forward_sums", "forward_totals", "forward_apply", "backward_sums", "backward_totals", "backward_apply"]
+    assert {name for name, _ in code} == {*norms, "inference", "crop_flip_normalise"}
+    most = max(one.n_regs for _, one in code)
+    print(f"Triton {triton.__version__}, {GPUS[capability]}: {len(code)} kernels, at most {most} registers")
+    assert {name: one.n_spills for name, one in code if one.n_spills} == {}
+    assert most <= 128  # of 255; 512 threads fit on a multiprocessor
 
 
 # --------------------------------------------------------------------------------------------------------------- choice

@@ -27,7 +27,6 @@ from resnet_train.runs.checkpoint import (
     Checkpoints,
     CorruptCheckpoint,
     read_checkpoint,
-    seal,
     unseal,
     write_checkpoint,
 )
@@ -166,7 +165,7 @@ def test_other_bytes_are_found(path: Path, change: Callable[[bytes], bytes], rea
     assert refused(path, change(path.read_bytes())) == reason
 
 
-def test_what_is_sealed_is_unsealed_unchanged() -> None:
+def test_what_is_sealed_is_unsealed_unchanged(seal: Callable[[bytes], bytes]) -> None:
     sealed = seal(other_archive())
     assert unseal(sealed) == sealed
     assert sealed[: len(other_archive()) - 2] == other_archive()[:-2]

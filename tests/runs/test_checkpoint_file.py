@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_train.runs.checkpoint_file import CorruptCheckpoint, DeclaredTensor, read_declared, seal
+from resnet_train.runs.checkpoint_file import CorruptCheckpoint, DeclaredTensor, read_declared
 
 DTYPES = [
     *(torch.uint8, torch.int8, torch.bool, torch.int16, torch.int32, torch.int64),
@@ -184,7 +184,9 @@ def test_a_small_file_cannot_ask_for_gigabytes(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["shape", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expanded", "billion laughs", "memo"))]
 )
-def test_a_run_that_holds_one_is_refused_before_memory_is_taken(tmp_path: Path, name: str) -> None:
+def test_a_run_that_holds_one_is_refused_before_memory_is_taken(
+    tmp_path: Path, name: str, seal: Callable[[bytes], bytes]
+) -> None:
     """In a process that may have little more memory than it has anyway; the checksum fits."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(seal(BOMBS[name][0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from resnet_train.models.resnet import CifarResNet
+from resnet_train.models.variant import Variant
+from resnet_train.training import optim
+from resnet_train.training.state import TrainState
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +73,54 @@ def assert_same() -> Callable[[Any, Any], None]:
             assert left == right, where
 
     return check
+
+
+@pytest.fixture(scope="session")
+def small_state() -> Callable[..., TrainState]:
+    """A network of 12,000 parameters for 8x8 images of 4 classes, and all that its training changes."""
+
+    def make(
+        *,
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        ema: bool = False,
+        loss_scale: float | None = None,
+        dropout: float = 0.0,
+        device: str = "cpu",
+    ) -> TrainState:
+        torch.manual_seed(0)
+        model = CifarResNet(8, Variant("A", width=0.25, dropout=dropout), num_classes=4)
+        model.to(device, memory_format=torch.channels_last)
+        if optimizer == "adamw":
+            chosen: torch.optim.Optimizer = optim.adamw(
+                model, lr=1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, decay_norm_and_bias=False
+            )
+        else:
+            chosen = optim.sgd(
+                model,
+                lr=1,
+                momentum=momentum,
+                nesterov=momentum > 0,
+                weight_decay=1e-2,
+                decay_norm_and_bias=False,
+            )
+        scaler = torch.amp.GradScaler(
+            device, enabled=loss_scale is not None, init_scale=loss_scale or 1.0, growth_interval=3
+        )
+        return TrainState(model, chosen, scaler, copy.deepcopy(model).requires_grad_(False).eval() if ema else None)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_batch() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Batch number ``seed`` for it: 8 images, and their labels or distributions over the classes."""
+
+    def make(seed: int, *, distributions: bool = False, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        draws = torch.Generator().manual_seed(seed)
+        images = torch.randn(8, 3, 8, 8, generator=draws).contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(4, (8,), generator=draws)
+        chances = torch.rand(8, 4, generator=draws).softmax(1)
+        return images.to(device), (chances if distributions else labels).to(device)
+
+    return make

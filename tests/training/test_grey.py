@@ -17,7 +17,7 @@ from resnet_train.config.run import Config
 from resnet_train.data.dataset import load_dataset
 from resnet_train.errors import ConfigError
 from resnet_train.inference.load import load
-from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.train import run
 
 GREY = ("dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.25]")
@@ -60,6 +60,28 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     assert_same(*ends)
     with pytest.raises(ConfigError, match=r"dataset\.channels: saved 1, requested 3"):
         run(tiny(*MIXED, "epochs=null", "steps=10", "model.width=1"), directory=tmp_path / "resumed")
+
+
+def test_a_run_of_0_2_0_which_had_no_such_key_goes_on(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tiny("epochs=null", "steps=4"), directory=tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").glob("*.pt"):
+        content = read_checkpoint(path)
+        del content["config"]["dataset"]["channels"]
+        write_checkpoint(path, content)
+    saved = (tmp_path / "run/config.yaml").read_text()
+    assert "  channels: 3\n" in saved
+    (tmp_path / "run/config.yaml").write_text(saved.replace("  channels: 3\n", ""))
+    with caplog.at_level("INFO"):
+        run(tiny("epochs=null", "steps=6"), directory=tmp_path / "run")
+        run(tiny("epochs=null", "steps=7"), directory=tmp_path / "run")
+    assert "channels:" not in caplog.text, "nothing has changed"
+    assert "corrupt" not in caplog.text
+    assert "resuming from" in caplog.text
+    assert load(tmp_path / "run", device="cpu").spec.channels == 3
+    with pytest.raises(ConfigError, match=r"dataset\.channels: saved 3, requested 1"):
+        run(tiny(*GREY, "epochs=null", "steps=8"), directory=tmp_path / "run")
 
 
 def test_tensorboard_shows_grey_images(trained: Path, events: Callable[[Path], EventAccumulator]) -> None:

@@ -205,6 +205,24 @@ def test_run_makes_a_directory_of_its_own(tiny: Tiny, tmp_path: Path, monkeypatc
     assert all("-mine" in directory.name for directory in directories)
 
 
+def test_the_gpu_that_was_asked_for_is_made_the_current_one(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked of it, such as whether it multiplies bf16: PyTorch would answer for the first one."""
+
+    class Entered(Exception):
+        pass
+
+    def enter(device: torch.device) -> None:
+        raise Entered(str(device))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    with pytest.raises(Entered, match=r"^cuda:1$"):
+        run(tiny("device=cuda:1", "precision=auto"), directory=tmp_path)
+
+
 def test_a_second_run_in_one_process_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would draw from the generators of the first; that one is what it is alone, and so is the next."""
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from resnet_train.models.count import layers
 from resnet_train.models.resnet import CifarResNet, ResNet
 from resnet_train.training.memory import (
     eval_batch_size,
+    gpu_times,
     is_out_of_memory,
     out_of_memory_named,
     out_of_memory_while_reading,
@@ -43,7 +45,24 @@ def test_images_at_once_by_network_and_size(
 ) -> None:
     with torch.device("meta"):
         model = build()
-    assert eval_batch_size(layers(model, image_size)) == expected
+    assert eval_batch_size(layers(model, image_size), torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "times", "resnet20", "resnet18"),
+    [(4, 1, 500, 500), (8, 1, 500, 500), (15, 2, 1000, 1000), (40, 4, 2000, 2000), (79, 8, 4000, 4000)],
+)
+def test_a_larger_gpu_takes_more_images_at_once(
+    monkeypatch: pytest.MonkeyPatch, gibibytes: int, times: int, resnet20: int, resnet18: int
+) -> None:
+    """By all the memory that it has; how much is free plays no part."""
+    assert gpu_times(gibibytes << 30) == times
+    card = SimpleNamespace(total_memory=gibibytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
+    with torch.device("meta"):
+        models = CifarResNet(20), ResNet(18)
+    found = [eval_batch_size(layers(model, 32), torch.device("cuda", 0)) for model in models]
+    assert found == [resnet20, resnet18]
 
 
 def test_errors_of_memory_are_told_from_others() -> None:

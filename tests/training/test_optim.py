@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resnet_train.models.resnet import CifarResNet, ResNet
 from resnet_train.models.variant import Variant
-from resnet_train.training.optim import adamw, parameter_groups, sgd
+from resnet_train.training.optim import adamw, load_optimizer, parameter_groups, sgd
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: CifarResNet(8, Variant("A", width=0.25, conv_bias=True)),
@@ -121,3 +121,85 @@ def test_the_fused_kernels_agree_with_the_plain_ones() -> None:
             torch.testing.assert_close(parameter, wanted, rtol=1e-4, atol=1e-6)
         states = chain(one.state.values(), other.state.values())
         assert all(tensor.dtype == torch.float32 for state in states for tensor in state.values())
+
+
+@pytest.fixture(params=["sgd", "adamw"])
+def build(request: pytest.FixtureRequest) -> Callable[..., tuple[nn.Module, torch.optim.Optimizer]]:
+    """A network and its optimizer as this project builds it, or unfused as on a device without fused ones."""
+
+    def make(*, weight_decay: float = 1e-2, fused: bool = True) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network, shared = CifarResNet(8, Variant("A", width=0.25)), {"weight_decay": weight_decay, "lr": 0.1}
+        if request.param == "sgd":
+            optimizer: torch.optim.Optimizer = sgd(
+                network, momentum=0.9, nesterov=True, decay_norm_and_bias=True, **shared
+            )
+        else:
+            optimizer = adamw(network, beta1=0.9, beta2=0.99, eps=1e-8, decay_norm_and_bias=True, **shared)
+        if not fused:
+            for group in optimizer.param_groups:
+                group["fused"], group["foreach"] = False, False
+        return network, optimizer
+
+    return make
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, *, seeds: range) -> None:
+    for seed in seeds:
+        set_gradients(network, seed=seed)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_a_state_is_loaded_as_this_device_has_it(
+    build: Callable[..., tuple[nn.Module, torch.optim.Optimizer]], saved_fused: bool
+) -> None:
+    """From a device with another kind of optimizer, whose groups say so, and with a learning rate of its own kind."""
+    network, other = build(fused=saved_fused)
+    train(network, other, seeds=range(3))
+    saved = copy.deepcopy(other.state_dict())
+    for group in saved["param_groups"]:
+        group |= {"lr": torch.tensor(0.1), "capturable": True, "fused": saved_fused, "foreach": not saved_fused}
+    for values in saved["state"].values():  # not fused, AdamW counts in the default type, on the CPU
+        if not saved_fused and "step" in values:
+            values["step"] = values["step"].double()
+    here, optimizer = build()
+    here.load_state_dict(network.state_dict())
+    options = [{**group, "params": None} for group in optimizer.param_groups]
+    load_optimizer(optimizer, saved)
+    assert [group["lr"] for group in optimizer.param_groups] == [torch.tensor(0.1).item()] * 2
+    assert [{**group, "params": None, "lr": 0.1} for group in optimizer.param_groups] == options
+    for parameter, values in optimizer.state.items():
+        for value in values.values():
+            assert (value.dtype, value.device) == (torch.float32, parameter.device)
+    train(network, other, seeds=range(3, 6))
+    train(here, optimizer, seeds=range(3, 6))
+    for one, wanted in zip(here.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_value_that_was_changed_on_purpose_counts(
+    build: Callable[..., tuple[nn.Module, torch.optim.Optimizer]],
+) -> None:
+    """By ``resume_force``: what the configuration says, not what was saved."""
+    network, other = build()
+    train(network, other, seeds=range(1))
+    _, optimizer = build(weight_decay=0.5)
+    load_optimizer(optimizer, other.state_dict())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_the_state_of_another_optimizer_is_refused(
+    build: Callable[..., tuple[nn.Module, torch.optim.Optimizer]], model: nn.Module
+) -> None:
+    network, optimizer = build()
+    another: torch.optim.Optimizer = torch.optim.SGD(
+        parameter_groups(network, weight_decay=0, decay_norm_and_bias=True)
+    )
+    if isinstance(optimizer, torch.optim.SGD):
+        another = torch.optim.AdamW(another.param_groups)
+    with pytest.raises(ValueError, match=r"^its optimizer is not the (SGD|AdamW) of this run$"):
+        load_optimizer(optimizer, another.state_dict())
+    with pytest.raises(ValueError, match="parameter group"):
+        fewer = parameter_groups(model, weight_decay=0, decay_norm_and_bias=True)
+        load_optimizer(optimizer, type(optimizer)(fewer, lr=1).state_dict())

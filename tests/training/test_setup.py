@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
-from resnet_train.training.setup import Due, Timetable, build
+from resnet_train.training.launches import FewLaunches
+from resnet_train.training.setup import Due, Timetable, build, build_forward
 
 Tiny = Callable[..., Config]
 
@@ -110,6 +111,15 @@ def test_batch_norm_over_one_value_is_refused(tiny: Tiny, overrides: tuple[str, 
 def test_one_image_of_several_pixels_is_enough(tiny: Tiny) -> None:
     built = build(tiny("dataset.image_size=8", "batch_size=4", "accumulate=4"))
     assert built.train_step(*built.train_data.batch(0), lr=0.1).loss.isfinite()
+
+
+def test_launches_are_saved_where_there_are_any(tiny: Tiny) -> None:
+    run = build(tiny("kernels=plain"))
+    assert run.forward is run.state.model
+    on_cuda = replace(run.plan, device=torch.device("cuda", 0), precision="bf16")
+    assert isinstance(build_forward(on_cuda, run.state), FewLaunches)
+    compiled = build_forward(replace(on_cuda, compiled=True), run.state)
+    assert not isinstance(compiled, FewLaunches), "it joins casts by itself"
 
 
 TIMETABLE = Timetable(

@@ -126,6 +126,17 @@ def test_a_scaler_in_use_is_loaded(tiny: Compose) -> None:
     assert states[1].scaler.get_scale() == 1024.0
 
 
+def test_a_scaler_of_a_run_that_had_none_is_new(tiny: Compose) -> None:
+    """``precision=fp16`` where it was bf16, by ``resume_force``."""
+    saved, _, _ = fresh(tiny())
+    state, _, _ = fresh(tiny())
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=64.0)
+    state.load_state_dict(saved.state_dict())
+    assert state.scaler.get_scale() == 64.0
+    saved.load_state_dict(state.state_dict())  # and the other way round there is nothing to load it into
+    assert not saved.scaler.is_enabled()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_state_is_tensors_and_plain_types(tiny: Compose, assert_same: AssertSame, optimizer: str) -> None:
     state, data, options = fresh(tiny(f"optim={optimizer}", "ema_decay=0.9"))

@@ -358,6 +358,8 @@ def test_no_step_waits_for_the_device(
         {},
         {"cutout": 4},
         {"crop_mode": "reflect"},
+        {"mixup": 0.2},
+        {"cutmix": 1.0},
     ],
     ids=str,
 )
