@@ -50,6 +50,13 @@ def test_it_trains_alike_with_either_kernels(trained: Path, tiny: Tiny, tmp_path
     torch.testing.assert_close(plain, fused, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [28, 33, 224])
+def test_sizes(size: int, tiny: Tiny, tmp_path: Path) -> None:
+    small = ("dataset.num_train=8", "dataset.num_test=4", "batch_size=4", "model.width=0.25", "kernels=auto")
+    summary = run(tiny(*GREY, *small, f"dataset.image_size={size}", "epochs=null", "steps=2"), directory=tmp_path)
+    assert summary.last["test"].count == 4
+
+
 def test_a_resumed_run_is_the_same_to_the_bit(
     tiny: Tiny, tmp_path: Path, cut_back: Callable[..., Path], assert_same: Callable[[Any, Any], None]
 ) -> None:
