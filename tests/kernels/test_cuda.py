@@ -240,15 +240,19 @@ def test_the_check_before_a_run_finds_a_kernel_that_does_nothing(
 
 
 @runs_kernels
-def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cuda_batch._make_table
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = augment.normalised_bytes
 
     def wrong(mean: Tensor, std: Tensor) -> Tensor:
         table = right(mean, std)
-        table[2, 77] = table[2, 77].nextafter(torch.tensor(0.0, device=DEVICE))
+        if len(table) == channels:
+            table[-1, 77] = table[-1, 77].nextafter(torch.tensor(0.0, device=DEVICE))
         return table
 
-    monkeypatch.setattr(cuda_batch, "_make_table", wrong)
+    monkeypatch.setattr(augment, "normalised_bytes", wrong)
     with pytest.raises(native.Unavailable, match=r"^a batch by the fused kernels is not that of PyTorch's operations "):
         cuda_check.check(DEVICE, "fp32")
 
