@@ -66,8 +66,9 @@ def locate(archive: Archive, root: Path) -> Path | None:
 
 def absent(archive: Archive, folder: Path) -> str | None:
     """The first file or landmark that is not in ``folder``."""
-    names = archive.files or archive.landmarks
-    return next((name for name in names if not (folder / name).exists()), None)
+    if archive.files:
+        return next((name for name in archive.files if not (folder / name).is_file()), None)
+    return next((name for name in archive.landmarks if not (folder / name).exists()), None)
 
 
 def check_obtainable(archive: Archive, source: Source) -> None:
