@@ -61,7 +61,8 @@ class TooManyFailures(BaseException):
 class Job:
     """A job of a sweep, as Hydra's launchers call it; returns what sweepers maximise.
 
-    ``failures_left`` counts down where jobs share this process; None for any number.
+    ``swept``: keys in which the jobs differ. ``failures_left`` counts down where jobs share this process; None for any
+    number.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Job:
         train: Train,
         *,
         flags: Sequence[str] = (),
+        swept: Sequence[str] = (),
         failures_left: int | None = None,
         stop: StopSignal | None = None,
     ) -> None:
         self.train = train
         self.flags = list(flags)
+        self.swept = list(swept)
         self.failures_left = failures_left
         self.stop = stop  # of the sweep, where jobs share its process
 
@@ -96,9 +99,10 @@ class Job:
             directory, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
             with directories.log_file(directory), self.alone(directory):
                 if not is_run(directory):
-                    Invocation(self.flags, overrides).write(directory)
+                    Invocation(self.flags, overrides, self.swept).write(directory)
                 config = to_config(composed)
-                return run_and_report(self.train, config, directory, overrides, flags=self.flags).objective
+                result = run_and_report(self.train, config, directory, overrides, flags=self.flags, swept=self.swept)
+                return result.objective
         except Interrupted as interrupted:
             if self.stop is not None:
                 raise
@@ -124,17 +128,22 @@ def check_inputs(config: Config) -> None:
 
 
 def run_and_report(
-    train: Train, config: Config, directory: Path, overrides: Sequence[str], *, flags: Sequence[str]
+    train: Train,
+    config: Config,
+    directory: Path,
+    overrides: Sequence[str],
+    *,
+    flags: Sequence[str],
+    swept: Sequence[str] = (),
 ) -> Summary:
-    """Train, and print what a person wants to know then; ``flags`` and ``overrides`` are kept, to be told in tables."""
+    """Train, and print what a person wants to know then; all but ``config`` is kept, to be told in tables."""
     if "torch" not in sys.modules:
         logger.info("loading PyTorch and the data set (%s)", config.dataset.name)
     # A change is forced through once, not whenever the run is resumed.
     kept = without(overrides, "resume_force")
     command = shell_quote(*[PROGRAM, *flags, *overrides])
-    result = train(
-        config, directory=directory, invocation=Invocation(list(flags), kept), command=command, owns_process=True
-    )
+    invocation = Invocation(list(flags), kept, list(swept))
+    result = train(config, directory=directory, invocation=invocation, command=command, owns_process=True)
     print(
         f"\n{result.sentence()}\n"
         f"trained {duration(result.train_seconds)} at {result.images_per_second:,.0f} images/s, "

@@ -77,7 +77,7 @@ def sweep(request: Request, train: Train) -> int:
         forward(signum)
 
     with StopSignal(forward=spread) as stop, ExitStack() as stack:
-        jobs, hydra, overrides = plan(request, options, stop)
+        jobs, hydra, overrides, keys = plan(request, options, stop)
         directory = sweep_directory(options, request, Path(hydra.sweep.dir))
         stack.enter_context(directories.lock(directory, kind="sweep"))
         marker.append(directory / STOPPED)
@@ -85,6 +85,7 @@ def sweep(request: Request, train: Train) -> int:
         job = Job(
             train,
             flags=request.flags,
+            swept=keys,
             failures_left=options.max_failures,
             stop=stop if launcher_of(hydra) == BASIC else None,
         )
@@ -113,8 +114,10 @@ def sweep(request: Request, train: Train) -> int:
     return 0
 
 
-def plan(request: Request, options: SweepOptions, stop: StopSignal) -> tuple[list[list[str]], DictConfig, list[str]]:
-    """All jobs, checked; Hydra's own configuration; and the overrides for it. Raises `ConfigError`."""
+def plan(
+    request: Request, options: SweepOptions, stop: StopSignal
+) -> tuple[list[list[str]], DictConfig, list[str], list[str]]:
+    """All jobs, checked; Hydra's own configuration; the overrides for it; the swept keys. Raises `ConfigError`."""
     with started(request):
         jobs = list(islice(expand(request.overrides), MAX_JOBS + 1))
     if not jobs:
@@ -138,7 +141,7 @@ def plan(request: Request, options: SweepOptions, stop: StopSignal) -> tuple[lis
     ]
     if not values_of(request.overrides, "hydra.sweep.subdir"):
         overrides.append(f"hydra.sweep.subdir='{job_folder(keys)}'")
-    return jobs, hydra, overrides
+    return jobs, hydra, overrides, keys
 
 
 def job_folder(keys: Sequence[str]) -> str:

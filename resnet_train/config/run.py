@@ -59,6 +59,7 @@ class Config:
     compile: str  # auto, true, false
     graph: str  # auto, true, false
     profile: bool
+    diagnostics: bool
     eval_every: Any  # duration
     log_every: int  # steps
     checkpoint: CheckpointConfig

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,17 @@ def check_harmless(text: str) -> None:
 
 @dataclass(frozen=True)
 class Invocation:
-    """The overrides that started a run, for the table of a sweep; nothing else needs them."""
+    """The overrides that started a run, for tables of runs; nothing else needs them."""
 
     flags: list[str]  # --config-dir and the like
     overrides: list[str]
+    swept: list[str] = field(default_factory=list)  # keys in which the jobs of its sweep differ
+
+    @property
+    def distinguishing(self) -> list[str]:
+        """The overrides that tell the run from others: of a job of a sweep those of the swept keys, else all."""
+        swept = set(self.swept)
+        return [one for one in self.overrides if not swept or one.lstrip("+~").partition("=")[0] in swept]
 
     def write(self, directory: Path) -> None:
         """Write ``invocation.json`` atomically."""
@@ -218,7 +225,7 @@ def read_invocation(directory: Path) -> Invocation:
 def invocation_of(plain: Any) -> Invocation:
     """The invocation in plain types; raises ``ValueError`` or ``TypeError`` for anything else."""
     invocation = Invocation(**plain)
-    lists = (invocation.flags, invocation.overrides)
+    lists = (invocation.flags, invocation.overrides, invocation.swept)
     if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
         raise ValueError("expected lists of overrides")
     return invocation

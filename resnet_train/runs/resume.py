@@ -56,6 +56,7 @@ CHANGEABLE = frozenset(
         "dataset.root",
         "deterministic",
         "device",
+        "diagnostics",
         "epochs",
         "eval_every",
         "graph",
@@ -132,12 +133,17 @@ class Change:
 
 
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
-    """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key."""
+    """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key.
+
+    A key that the saved one lacks, since its version had none, is no difference where it may change.
+    """
     before, after = flatten(with_absolute_paths(with_former(saved))), flatten(lasting(config))
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if key.partition(".")[0] not in NOT_SAVED and (before.get(key), key in before) != (after.get(key), key in after)
+        if key.partition(".")[0] not in NOT_SAVED
+        and (key in before or key not in CHANGEABLE)
+        and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 
 

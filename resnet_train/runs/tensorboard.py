@@ -7,19 +7,18 @@ import io
 import logging
 import math
 import os
-import re
-import socket
-import struct
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, create_summary_metadata
@@ -29,8 +28,9 @@ from torch import Tensor
 from torch.utils.tensorboard import summary as summaries
 
 from resnet_train.config.run import Config
-from resnet_train.runs.atomic import read_regular, sync
+from resnet_train.runs.atomic import sync
 from resnet_train.runs.directory import lasting
+from resnet_train.runs.event_files import GRAPH_TAG, next_name, points
 from resnet_train.runs.history import History
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.resume import CHANGEABLE, flatten
@@ -38,9 +38,30 @@ from resnet_train.runs.resume import CHANGEABLE, flatten
 logger = logging.getLogger(__name__)
 
 CONFIG_TAG, IMAGES_TAG = "config", "augmented training images"
-MOST_BYTES = 1 << 32  # of an event file that is read again
-# Training and evaluation on one chart each, in the tab "Custom scalars". Tags are regular expressions.
-LAYOUT = {"train and test": {name: ["Multiline", [rf"{name}/(train|val|test)$"]] for name in ("loss", "accuracy")}}
+# Charts of several tags in the tab "Custom scalars". Tags are regular expressions.
+LAYOUT = {
+    "train, val and test": {name: ["Multiline", [rf"^{name}/(train|val|test)$"]] for name in ("loss", "accuracy")}
+}
+# Those of `training.diagnostics`. TensorBoard puts the first five tags of the alphabet into the columns of the HParams
+# tab: these stand behind accuracy and loss there.
+PER_CLASS_ACCURACY, GRADIENT_NORMS = "per class accuracy", "per layer gradient norm"
+ACTIVATIONS = ("per layer activation mean", "per layer activation std", "per layer activation zeros")
+DIAGNOSTICS_LAYOUT = {
+    "diagnostics": {name: ["Multiline", [f"^{name}/"]] for name in (PER_CLASS_ACCURACY, GRADIENT_NORMS, *ACTIVATIONS)}
+}
+# Keys in the HParams tab whether or not they were given, so that runs can be compared by them.
+ALWAYS_SHOWN = frozenset({"model.name", "optim.lr", "seed"})
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values occur: ``counts`` in bins of equal width from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    counts: list[float]
+    total: float  # sum of the values
+    squares: float  # sum of their squares
 
 
 class TensorBoard:
@@ -50,20 +71,31 @@ class TensorBoard:
     is killed. Events that cannot be written are told in the log once and are not fatal; no more are written then.
     """
 
-    def __init__(self, directory: Path, config: Config, *, from_step: int, measured: History | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        *,
+        from_step: int,
+        measured: History | None = None,
+        overrides: Sequence[str] | None = None,
+    ) -> None:
         """Open a file for a run that has ``from_step`` completed steps.
 
         Where event files lack something of what was ``measured`` until then (after a power failure, say), this one
-        replaces all from there on.
+        replaces all from there on. ``overrides``: what `hparams` takes.
         """
         self._failed = False
         measured = measured or History()
         present = points(directory)
-        complete = all(row.keys() <= present[step] for step, row in measured.rows.items() if step <= from_step)
+        complete = all(
+            {tag_of(key) for key in row} <= present[step] for step, row in measured.rows.items() if step <= from_step
+        )
         # Also the first session has to name a step to purge from, or readers would show the steps of later ones twice.
         shows_config = f"{CONFIG_TAG}/text_summary" in present[0]
         start = from_step + 1 if from_step and complete else int(shows_config)
         self.shows_images = start > 0 and IMAGES_TAG in present[0]
+        self.shows_graph = GRAPH_TAG in present[0]
         with self._surviving():
             self.path = directory / next_name(directory)
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115 (closed by close)
@@ -71,12 +103,13 @@ class TensorBoard:
             self._write(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
             # The session's start in this very file, so that the HParams tab shows a run while it trains. Without the
             # experiment that comes with it TensorBoard looks at all runs, and puts first in what they differ.
-            _, session, _ = summaries.hparams(hparams(config), {})
+            _, session, _ = summaries.hparams(hparams(config, overrides), {})
             self._write(Event(step=0, summary=session))
             if not shows_config:
                 text = f"```yaml\n{OmegaConf.to_yaml(asdict(config))}```"
                 self._write(Event(step=0, summary=summaries.text(CONFIG_TAG, text)))
-                self._write(Event(step=0, summary=summaries.custom_scalars(LAYOUT)))
+                layout = LAYOUT | (DIAGNOSTICS_LAYOUT if config.diagnostics else {})
+                self._write(Event(step=0, summary=summaries.custom_scalars(layout)))
         for step, row in measured.rows.items():
             if step >= start:
                 self.write(step, row, at=measured.times[step])
@@ -99,12 +132,12 @@ class TensorBoard:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, step: int, row: Row, *, at: float | None = None) -> None:
-        """Write each number of ``row`` under its name, at ``step`` completed steps; measured now, or ``at`` a time."""
+        """Write each number of ``row`` at ``step`` completed steps (`tag_of`); measured now, or ``at`` a time."""
         if self._failed:
             return
         with self._surviving():
-            for tag, value in row.items():
-                self._write(Event(step=step, summary=summaries.scalar(tag, value)), at=at)
+            for key, value in row.items():
+                self._write(Event(step=step, summary=summaries.scalar(tag_of(key), value)), at=at)
 
     def write_images(self, images: Tensor, *, mean: list[float], std: list[float]) -> None:
         """Show up to 64 normalised training images ``(B, C, H, W)`` as a grid, as the network sees them."""
@@ -114,6 +147,32 @@ class TensorBoard:
             pixels = images[:64].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
             grid = image_grid(pixels.clamp(0, 1))
             self._write(Event(step=0, summary=summaries.image(IMAGES_TAG, grid, dataformats="CHW")))
+
+    def write_picture(self, tag: str, pixels: NDArray[np.uint8], *, step: int) -> None:
+        """Show an image ``(H, W, 3)``."""
+        if self._failed:
+            return
+        with self._surviving():
+            self._write(Event(step=step, summary=summaries.image(tag, pixels, dataformats="HWC")))
+
+    def write_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
+        """Show each histogram under its tag."""
+        if self._failed:
+            return
+        with self._surviving():
+            for tag, one in histograms.items():
+                limits = np.linspace(one.low, one.high, len(one.counts) + 1)[1:].tolist()
+                summary = summaries.histogram_raw(
+                    tag, one.low, one.high, sum(one.counts), one.total, one.squares, limits, one.counts
+                )
+                self._write(Event(step=step, summary=summary))
+
+    def write_graph(self, graph: GraphDef) -> None:
+        """Show the graph of the network."""
+        if self._failed:
+            return
+        with self._surviving():
+            self._write(Event(step=0, graph_def=graph.SerializeToString()))
 
     def sync(self) -> None:
         """Wait until the events are on disk."""
@@ -139,46 +198,6 @@ class TensorBoard:
             self._file.close()
 
 
-def next_name(directory: Path) -> str:
-    """A name for an event file that stands behind all others: they are read in the order of their names.
-
-    It holds the time, and more than that where the clock was set back since the session before.
-    """
-    numbers = [re.match(r"events\.out\.tfevents\.(\d{1,19})", path.name) for path in directory.glob("*tfevents*")]
-    latest = max((int(found[1].ljust(19, "0")) for found in numbers if found), default=0)
-    return f"events.out.tfevents.{max(time.time_ns(), latest + 1):019}.{socket.gethostname()}.{os.getpid()}"
-
-
-def points(directory: Path) -> dict[int, set[str]]:
-    """What TensorBoard shows of the event files in ``directory``: the tags at each step."""
-    found: dict[int, set[str]] = defaultdict(set)
-    for path in sorted(directory.glob("events.out.tfevents.*")):
-        for event in read_events(path):
-            if event.session_log.status == SessionLog.START:  # purges what others wrote from there on
-                for step in [step for step in found if step >= event.step]:
-                    del found[step]
-            found[event.step].update(value.tag for value in event.summary.value)
-    return found
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """The events in a file, up to where it ends or is corrupt."""
-    try:
-        data = read_regular(path, limit=MOST_BYTES)
-    except OSError:
-        return
-    position = 0
-    while position + 12 <= len(data):  # length, its checksum; the data, and their checksum
-        (length,) = struct.unpack_from("<Q", data, position)
-        start, position = position + 12, position + 12 + length + 4
-        if not length or position > len(data):
-            return
-        try:
-            yield Event.FromString(data[start : position - 4])
-        except Exception:  # protobuf's own, for bytes that are none
-            return
-
-
 def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     """Images ``(N, C, H, W)`` in rows of ``columns``: ``(3, height, width)``, with a black gap between them."""
     count, _, height, width = images.shape
@@ -190,10 +209,28 @@ def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     return grid
 
 
-def hparams(config: Config) -> dict[str, float | str]:
-    """The configuration as the flat numbers and texts that the HParams tab takes, without what changes no result."""
-    return {
+def tag_of(key: str) -> str:
+    """The tag of a column of metrics.csv: those without a group of their own are in "training"."""
+    return key if "/" in key else f"training/{key}"
+
+
+def hparams(config: Config, overrides: Sequence[str] | None = None) -> dict[str, float | str]:
+    """Keys of the configuration as the flat numbers and texts that the HParams tab takes.
+
+    ``overrides``: those that tell this run from others. What they name is taken, and what compares any two runs; of a
+    run from Python, which has none, all that is set. What changes no result is left out.
+    """
+    everything = {
         key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
         for key, value in flatten(lasting(config)).items()
         if value is not None and key not in CHANGEABLE - {"epochs", "steps", "precision"}
     }
+    if overrides is None:
+        return everything
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    keys = {f"{key}.name" if f"{key}.name" in everything else key for key in given}  # model=resnet18: model.name
+    parents = tuple(f"{key}." for key in keys)
+    found = {key: value for key, value in everything.items() if key in ALWAYS_SHOWN | keys or key.startswith(parents)}
+    if "experiment" in given:
+        found["experiment"] = given["experiment"]
+    return found

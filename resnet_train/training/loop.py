@@ -30,9 +30,10 @@ from resnet_train.training.memory import is_out_of_memory, out_of_memory_named
 from resnet_train.training.metrics import DIVERGED, TrainMetrics
 from resnet_train.training.plan import Plan, build_device
 from resnet_train.training.report import announce, log_line, summarise
+from resnet_train.training.result_pictures import can_keep_logits
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
-from resnet_train.training.step import Health, allow_tf32, evaluate, health
+from resnet_train.training.step import Evaluation, Health, allow_tf32, evaluate, health
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
             if signum is None:
                 score_best(run, session)
                 check_result(run)
+                session.pictures.draw(run)
         session.lock.check()
         session.sync()
         ended = "finished" if signum is None else "interrupted"
@@ -143,7 +145,7 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
                 row["gradient_norm"] = metrics.grad_norm()
                 clock.mark("log")
             train_score = end_epoch(run, metrics) if due.epoch else None
-            is_best = due.evaluation and evaluate_watched(run, row)
+            is_best = due.evaluation and evaluate_watched(run, session, row)
             if due.log or due.evaluation:
                 session.write(state.step, row, images_per_second=speed if due.log else None)
             if due.epoch or due.evaluation:
@@ -206,27 +208,34 @@ def end_epoch(run: Run, metrics: TrainMetrics) -> Score:
     return score
 
 
-def evaluate_watched(run: Run, row: Row) -> bool:
+def evaluate_watched(run: Run, session: Session, row: Row) -> bool:
     """Score the watched split, add that to ``row``, and say whether a checkpoint is to be kept as the best for it.
 
     Nothing is chosen by the test split.
     """
-    split = run.watched
-    score = evaluate_split(run, run.state.eval_model, split, step=run.state.step)
-    row |= {f"loss/{split}": score.loss, f"accuracy/{split}": score.accuracy}
-    return run.state.record(split, score) and split == "val"
+    split, step = run.watched, run.state.step
+    is_result = split == "test" and step == run.timetable.total_steps
+    result = evaluate_split(run, run.state.eval_model, split, keep_logits=is_result or session.diagnostics.enabled)
+    row |= {f"loss/{split}": result.loss, f"accuracy/{split}": result.accuracy}
+    session.diagnostics.write(run, result.logits)
+    if is_result:
+        session.pictures.keep(result.logits)
+    return run.state.record(split, score_of(result, step=step)) and split == "val"
 
 
 def score_best(run: Run, session: Session) -> None:
     """With a validation split: score the weights that were best on it, once, on the test split."""
     if run.watched == "test":
+        if session.pictures.missing:  # an earlier session made the last step, and ended before it was drawn
+            session.pictures.keep(evaluate_split(run, run.state.eval_model, "test", keep_logits=True).logits)
         return
     chosen = copy.deepcopy(run.state.eval_model)
     saved = session.checkpoints.best()["state"]
     chosen.load_state_dict(saved["model"] if saved["ema"] is None else saved["ema"])
-    score = evaluate_split(run, chosen, "test", step=saved["step"])
-    run.state.record("test", score)
-    session.write(run.timetable.total_steps, {"loss/test": score.loss, "accuracy/test": score.accuracy})
+    result = evaluate_split(run, chosen, "test", keep_logits=True)
+    session.pictures.keep(result.logits)
+    run.state.record("test", score_of(result, step=saved["step"]))
+    session.write(run.timetable.total_steps, {"loss/test": result.loss, "accuracy/test": result.accuracy})
 
 
 def check_result(run: Run) -> None:
@@ -236,13 +245,17 @@ def check_result(run: Run) -> None:
         raise RunError(f"the loss on the test split is {score.loss} at step {score.step}: {DIVERGED}")
 
 
-def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Score:
-    """Score ``model``, with the weights of ``step``, on every image of a split; fewer at once if memory is short."""
+def evaluate_split(run: Run, model: nn.Module, split: str, *, keep_logits: bool = False) -> Evaluation:
+    """Evaluate ``model`` on every image of a split; fewer at once if memory is short.
+
+    Logits are kept where they are asked for and not too many.
+    """
     data, result = run.eval_data[split], None
+    keep_logits = keep_logits and can_keep_logits(run, split)
     while result is None:
         allocator.return_free_memory()  # training's tensors are of other sizes
         try:
-            result = evaluate(model, data, precision=run.plan.precision)
+            result = evaluate(model, data, precision=run.plan.precision, keep_logits=keep_logits)
         except Exception as error:
             if data.batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -250,6 +263,11 @@ def evaluate_split(run: Run, model: nn.Module, split: str, *, step: int) -> Scor
             logger.warning("not enough memory to evaluate %s images at once: half as many from now on", data.batch_size)
             data.batch_size //= 2
     allocator.return_free_memory()
+    return result
+
+
+def score_of(result: Evaluation, *, step: int) -> Score:
+    """An evaluation of the weights of ``step``, as it is kept."""
     return Score(
         loss=result.loss,
         accuracy=result.accuracy,

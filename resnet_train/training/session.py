@@ -20,8 +20,10 @@ from resnet_train.runs.resume import choose_checkpoint
 from resnet_train.runs.saved import Notice, kept_invocation
 from resnet_train.runs.tensorboard import TensorBoard
 from resnet_train.training.clock import Clock
+from resnet_train.training.diagnostics import Diagnostics
 from resnet_train.training.profiling import Profiler
 from resnet_train.training.restore import begin_with, load_history, restore
+from resnet_train.training.result_pictures import ResultPictures
 from resnet_train.training.setup import Run
 
 
@@ -41,6 +43,8 @@ class Session:
     checkpoints: Checkpoints
     table: MetricsTable
     tensorboard: TensorBoard
+    pictures: ResultPictures
+    diagnostics: Diagnostics
     profiler: Profiler
 
     def write(self, step: int, row: Row, *, images_per_second: float | None = None) -> None:
@@ -107,6 +111,10 @@ def open_session(
     remove_leftovers(directory, own=r"config\.yaml|metrics\.csv|summary\.json")
     remove_leftovers(checkpoints.folder, own=r".*")
     table, history = open_table(run, directory, history)
+    invocation = invocation or (None if resumed is None else kept_invocation(resumed.content))
+    from_step = min(state.step, total_steps - 1)  # with all steps made, the last one's numbers are written once more
+    overrides = None if invocation is None else invocation.distinguishing
+    tensorboard = TensorBoard(directory, config, from_step=from_step, measured=history, overrides=overrides)
     session = Session(
         directory=directory,
         lock=lock,
@@ -114,13 +122,14 @@ def open_session(
         notices=notices,
         forced=[] if resumed is None else resumed.forced,
         config=lasting(config),
-        invocation=invocation or (None if resumed is None else kept_invocation(resumed.content)),
+        invocation=invocation,
         clock=clock,
         history=history,
         checkpoints=checkpoints,
         table=table,
-        # With all steps made and the run not finished, the last step's numbers are written once more.
-        tensorboard=TensorBoard(directory, config, from_step=min(state.step, total_steps - 1), measured=history),
+        tensorboard=tensorboard,
+        pictures=ResultPictures(tensorboard),
+        diagnostics=Diagnostics(tensorboard, enabled=config.diagnostics),
         profiler=Profiler(directory, run.plan.device, enabled=config.profile, steps_left=total_steps - state.step),
     )
     if resumed is not None and resumed.changed:
@@ -129,12 +138,18 @@ def open_session(
     write_config(config, directory)
     if session.invocation is not None:
         session.invocation.write(directory)
-    if not session.tensorboard.shows_images:
-        images, _ = run.train_data.batch(0)
-        session.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
+    show_beginning(run, session, config)
     if resumed is None:
         session.save(run)
     return session
+
+
+def show_beginning(run: Run, session: Session, config: Config) -> None:
+    """Show the first batch, and with diagnostics the graph, unless an earlier session did."""
+    if not session.tensorboard.shows_images:
+        images, _ = run.train_data.batch(0)
+        session.tensorboard.write_images(images, mean=config.dataset.mean, std=config.dataset.std)
+    session.diagnostics.begin(config.model, run)
 
 
 def open_table(run: Run, directory: Path, history: History | None) -> tuple[MetricsTable, History]:

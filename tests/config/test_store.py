@@ -138,6 +138,7 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "compile": "auto",
         "graph": "auto",
         "profile": False,
+        "diagnostics": False,
         "eval_every": 1,
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},

@@ -226,7 +226,16 @@ def test_an_invocation_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_invocation(tmp_path) == invocation
     Invocation([], []).write(tmp_path)
     assert read_invocation(tmp_path) == Invocation([], [])
+    (tmp_path / "invocation.json").write_text('{"flags": [], "overrides": ["seed=1"]}')
+    assert read_invocation(tmp_path) == Invocation([], ["seed=1"]), "of a version without sweeps' keys"
     assert [path.name for path in tmp_path.iterdir()] == ["invocation.json"]
+
+
+@pytest.mark.parametrize(
+    ("swept", "expected"), [([], ["seed=1", "+optim.lr=0.1", "epochs=2"]), (["optim.lr", "model"], ["+optim.lr=0.1"])]
+)
+def test_overrides_that_tell_a_run_from_others(swept: list[str], expected: list[str]) -> None:
+    assert Invocation([], ["seed=1", "+optim.lr=0.1", "epochs=2"], swept).distinguishing == expected
 
 
 @pytest.mark.parametrize(

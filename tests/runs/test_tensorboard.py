@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import re
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +27,7 @@ from resnet_train.runs.history import History
 from resnet_train.runs.tensorboard import TensorBoard, hparams, image_grid
 
 Compose = Callable[..., Config]
+Serve = Callable[..., Any]
 
 
 def events(directory: Path) -> EventAccumulator:
@@ -73,7 +68,7 @@ def test_numbers_can_be_read_while_the_run_trains(tmp_path: Path, config: Config
         assert [step for step, _ in scalars(tmp_path, "loss/train")] == list(range(5, step + 1, 5))
     assert scalars(tmp_path, "loss/train") == [(5, 1.25), (10, 2.5)]
     assert scalars(tmp_path, "accuracy/val") == [(10, 0.75)]
-    assert sorted(events(tmp_path).Tags()["scalars"]) == ["accuracy/val", "loss/train", "lr"]
+    assert sorted(events(tmp_path).Tags()["scalars"]) == ["accuracy/val", "loss/train", "training/lr"]
     board.close("interrupted")
 
 
@@ -151,6 +146,25 @@ def test_only_the_end_of_a_run_ends_its_session(tmp_path: Path, config: Config, 
         assert abs(found.session_end_info.end_time_secs - time.time()) < 60
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {}),
+        (["optim=adamw", "+label_smoothing=0.1"], {"optim.name": "adamw", "label_smoothing": 0.1}),
+        (["model=resnet56", "experiment=quick"], {"experiment": "quick"}),
+        (["dataset.augment={mixup: 0.2}", "device=cpu"], {"dataset.augment.mixup": 0.2}),
+    ],
+)
+def test_hparams_are_those_that_were_given_and_what_compares_any_two_runs(
+    tiny: Compose, overrides: list[str], expected: dict[str, float | str]
+) -> None:
+    config = tiny("optim=adamw", "label_smoothing=0.1", "dataset.augment.mixup=0.2")
+    found = hparams(config, overrides)
+    always = {"model.name": config.model.name, "optim.lr": config.optim.lr, "seed": 0}
+    assert found.items() >= (always | expected).items()
+    assert all(key in always | expected or key.startswith("dataset.augment.") for key in found)
+
+
 def test_hparams_are_the_numbers_and_texts_that_are_set(tiny: Compose, compose: Compose) -> None:
     flat = hparams(tiny("ema_decay=0.5", "dataset.val_size=10", "schedule=multistep", "schedule.milestones=[1, 2]"))
     assert (flat["optim.lr"], flat["seed"], flat["ema_decay"], flat["precision"]) == (0.1, 0, 0.5, "fp32")
@@ -163,91 +177,62 @@ def test_hparams_are_the_numbers_and_texts_that_are_set(tiny: Compose, compose: 
 # -------------------------------------------------------------------------------------------------------- a real server
 
 
-def get(url: str, body: dict[str, Any] | None = None) -> Any:
-    """The JSON at ``url``, past any proxy."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
-        return json.load(response)
-
-
-@contextmanager
-def server(logdir: Path, log: Path) -> Iterator[str]:
-    """The address of a TensorBoard on a free port."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
-    with (
-        log.open("w") as file,
-        subprocess.Popen([*command, "--load_fast=false", "--reload_interval=1"], stdout=file, stderr=file) as process,
-    ):
-        try:
-            yield eventually(lambda: re.search(r"http://(localhost|127\.0\.0\.1):\d+", log.read_text()), process)[0]
-        finally:
-            process.terminate()
-
-
-def eventually(look: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
-    """What ``look`` returns as soon as it returns something."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := look():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"nothing after a minute, exit code {process.poll()}")
-
-
-def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config) -> None:
-    logdir = tmp_path / "logs"
-    (logdir / "run").mkdir(parents=True)
-    board = TensorBoard(logdir / "run", config, from_step=0)
+def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config, tensorboard_server: Serve) -> None:
+    (tmp_path / "run").mkdir()
+    board = TensorBoard(tmp_path / "run", config, from_step=0)
     board.write(5, {"loss/train": 0.5})
     board.write(10, {"loss/train": 0.25, "accuracy/val": 0.75})
-    with server(logdir, tmp_path / "server.log") as address:
-        deadline = time.monotonic() + 60
-        while (tags := get(f"{address}/data/plugin/scalars/tags")) == {} and time.monotonic() < deadline:
-            time.sleep(0.1)
+    with tensorboard_server(tmp_path, "--load_fast=false") as server:
+        tags = server.wait(lambda: server.get("/data/plugin/scalars/tags"))
         assert tags["run"].keys() == {"loss/train", "accuracy/val"}
-        assert get(f"{address}/data/environment")["data_location"] == str(logdir)
-        points = get(f"{address}/data/plugin/scalars/scalars?run=run&tag=loss%2Ftrain")
+        assert server.get("/data/environment")["data_location"] == str(tmp_path)
+        points = server.get("/data/plugin/scalars/scalars?run=run&tag=loss%2Ftrain")
         assert [(step, value) for _, step, value in points] == [(5, 0.5), (10, 0.25)]
         statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
         query = {"experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 9}
-        (group,) = get(f"{address}/data/plugin/hparams/session_groups", query)["sessionGroups"]
+        (group,) = server.get("/data/plugin/hparams/session_groups", query)["sessionGroups"]
         assert group["hparams"]["optim.lr"] == 0.25
         assert group["hparams"]["model.name"] == config.model.name
         metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         assert metrics == {"accuracy/val": 0.75, "loss/train": 0.25}
-        (category,) = get(f"{address}/data/plugin/custom_scalars/layout")["category"]
+        (category,) = server.get("/data/plugin/custom_scalars/layout")["category"]
         assert [chart["title"] for chart in category["chart"]] == ["loss", "accuracy"]
         for chart, tags in zip(category["chart"], (["loss/train"], ["accuracy/val"]), strict=True):
             (tag,) = chart["multiline"]["tag"]
-            shown = get(f"{address}/data/plugin/custom_scalars/scalars?run=run&tag={quote(tag)}")
+            shown = server.get(f"/data/plugin/custom_scalars/scalars?run=run&tag={quote(tag)}")
             assert list(shown["tag_to_events"]) == tags
         assert [session["status"] for session in group["sessions"]] == ["STATUS_UNKNOWN"]  # TensorBoard's for no end
         board.close("finished")
         query["allowedStatuses"] = ["STATUS_SUCCESS"]
-        while not (groups := get(f"{address}/data/plugin/hparams/session_groups", query).get("sessionGroups")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        groups = server.wait(lambda: server.get("/data/plugin/hparams/session_groups", query).get("sessionGroups"))
         assert groups[0]["hparams"] == group["hparams"]
 
 
-def test_a_server_puts_first_in_what_runs_differ(tmp_path: Path, config: Config) -> None:
-    """Also a key that only one of them has."""
-    logdir = tmp_path / "logs"
-    for seed, lr, ema in ((0, 0.1, None), (1, 0.1, None), (1, 0.2, 0.9)):
-        (logdir / f"{seed}-{lr}").mkdir(parents=True)
-        changed = replace(config, seed=seed, optim=replace(config.optim, lr=lr), ema_decay=ema)
-        board = TensorBoard(logdir / f"{seed}-{lr}", changed, from_step=0)
-        board.write(5, {"accuracy/test": 0.5})
+@pytest.mark.parametrize("flag", ["--load_fast=false", "--load_fast=auto"])  # its two readers
+def test_a_server_shows_accuracy_and_loss_of_what_a_sweep_varies(
+    tmp_path: Path, config: Config, tensorboard_server: Serve, flag: str
+) -> None:
+    """TensorBoard ticks the first five keys, those that differ before others, and the first five metrics."""
+    for seed, lr in ((0, 0.1), (1, 0.1), (1, 0.2)):
+        (tmp_path / f"{seed}-{lr}").mkdir()
+        changed = replace(config, seed=seed, optim=replace(config.optim, lr=lr))
+        overrides = [f"seed={seed}", f"optim.lr={lr}"]
+        board = TensorBoard(tmp_path / f"{seed}-{lr}", changed, from_step=0, overrides=overrides)
+        board.write(5, {"epoch": 1.0, "lr": lr, "gradient_norm": 1.0, "per class accuracy/cat": 1.0, "loss/test": 0.5})
+        board.write(5, {"loss/train": 1.0, "accuracy/train": 0.1, "accuracy/test": 0.5})
         board.close("finished")
-    with server(logdir, tmp_path / "server.log") as address:
-        deadline = time.monotonic() + 60
-        while len(get(f"{address}/data/plugin/scalars/tags")) < 3 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        infos = get(f"{address}/data/plugin/hparams/experiment", {"experimentName": ""})["hparamInfos"]
-        assert len(infos) == len(hparams(config)) + 1
-        assert {info["name"] for info in infos[:2]} == {"seed", "optim.lr"}
-        assert [info.get("differs", False) for info in infos] == [True] * 2 + [False] * (len(infos) - 2)
+    with tensorboard_server(tmp_path, flag) as server:
+        server.wait(lambda: len(server.get("/data/plugin/scalars/tags")) == 3)
+        query = {"experimentName": "", "hparamsLimit": 1000, "includeMetrics": True}
+        found = server.get("/data/plugin/hparams/experiment", query)
+    assert [(info["name"], info.get("differs", False)) for info in found["hparamInfos"]] == [
+        ("optim.lr", True),
+        ("seed", True),
+        ("model.name", False),
+    ]
+    metrics = [info["name"]["tag"] for info in found["metricInfos"]]
+    assert metrics[:4] == ["accuracy/test", "accuracy/train", "loss/test", "loss/train"]
+    assert not {"accuracy/test", "loss/test"} & set(metrics[5:])
 
 
 # ------------------------------------------------------------------------------------------------ events that were lost

@@ -28,7 +28,8 @@ Tiny = Callable[..., Config]
 @pytest.fixture(scope="module")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("grey") / "run"
-    run(tiny(*GREY, *MIXED, "epochs=null", "steps=10", "model.width=1"), directory=directory)
+    shown = ("diagnostics=true", "dataset.num_test=100")
+    run(tiny(*GREY, *MIXED, "epochs=null", "steps=10", "model.width=1", *shown), directory=directory)
     return directory
 
 
@@ -92,11 +93,14 @@ def test_a_run_of_0_2_0_which_had_no_such_key_goes_on(
 
 
 def test_tensorboard_shows_grey_images(trained: Path, events: Callable[[Path], EventAccumulator]) -> None:
+    """As they go in, and the mistakes; the graph too, which takes such an image."""
     found = events(trained)
-    (tag,) = found.Tags()["images"]
-    pixels = np.asarray(Image.open(io.BytesIO(found.Images(tag)[0].encoded_image_string)).convert("RGB"))
-    assert np.ptp(pixels, axis=-1).max() == 0
-    assert pixels.max() > 100
+    shown = {tag: found.Images(tag)[0].encoded_image_string for tag in found.Tags()["images"]}
+    for tag in ("augmented training images", "test/worst mistakes"):
+        pixels = np.asarray(Image.open(io.BytesIO(shown[tag])).convert("RGB")).astype(int)
+        assert np.ptp(pixels, axis=-1).max() == 0, tag
+        assert pixels.max() > 100
+    assert found.Tags()["graph"]
 
 
 def test_photographs_are_made_grey_for_it(trained: Path, tmp_path: Path) -> None:

@@ -91,13 +91,14 @@ def test_tensorboard_shows_the_table_on_one_axis(tiny: Tiny, tmp_path: Path, row
         "accuracy/train",
         "loss/test",
         "accuracy/test",
-        "lr",
-        "epoch",
-        "gradient_norm",
+        "training/lr",
+        "training/epoch",
+        "training/gradient_norm",
         "throughput/images_per_second",
     }
     for tag in tags - {"throughput/images_per_second"}:
-        written = {int(row["step"]): float(row[tag]) for row in table if row[tag]}
+        column = tag.removeprefix("training/")
+        written = {int(row["step"]): float(row[column]) for row in table if row[column]}
         assert {event.step: event.value for event in found.Scalars(tag)} == pytest.approx(written, rel=1e-6), tag
         assert len(found.Scalars(tag)) == len(written), tag
     assert found.Tags()["images"] == ["augmented training images"]

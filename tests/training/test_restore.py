@@ -83,7 +83,7 @@ def test_a_run_cut_after_its_last_step_is_only_finished(tiny: Tiny, tmp_path: Pa
     assert (resumed.result, resumed.last, resumed.best) == (straight.result, straight.last, straight.best)
     assert (tmp_path / "straight/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
     left, right = events(tmp_path / "straight"), events(tmp_path / "cut")
-    for tag in ("loss/val", "accuracy/test", "lr"):
+    for tag in ("loss/val", "accuracy/test", "training/lr"):
         assert [(event.step, event.value) for event in left.Scalars(tag)] == [
             (event.step, event.value) for event in right.Scalars(tag)
         ], tag

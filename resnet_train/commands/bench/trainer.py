@@ -128,10 +128,10 @@ class Trainer:
 
     def evaluation(self) -> dict[str, float]:
         """Seconds for all test images, the second time: libraries have chosen their algorithms by then."""
-        evaluate_split(self._run, self._run.state.eval_model, "test", step=self._run.state.step)
+        evaluate_split(self._run, self._run.state.eval_model, "test")
         begun = time.perf_counter()
-        score = evaluate_split(self._run, self._run.state.eval_model, "test", step=self._run.state.step)
-        return {"images": score.count, "seconds": time.perf_counter() - begun}
+        result = evaluate_split(self._run, self._run.state.eval_model, "test")
+        return {"images": result.count, "seconds": time.perf_counter() - begun}
 
     def checkpoint(self) -> dict[str, float]:
         """Seconds that training stands still for a checkpoint, seconds until it is on disk, and its size."""
