@@ -48,8 +48,10 @@ def loader_of(config: Config, dataset: Dataset, *, pin_memory: bool, persistent_
             transforms.Normalize(config.dataset.mean, config.dataset.std),
         ]
     )
+    pixels = dataset.train.images.numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels  # a grey image of Pillow has no axis for channels
     return DataLoader(
-        PILImages(dataset.train.images.numpy(), dataset.train.labels.tolist(), transform),
+        PILImages(pixels, dataset.train.labels.tolist(), transform),
         batch_size=config.batch_size,
         shuffle=True,
         num_workers=usable_cores(),
