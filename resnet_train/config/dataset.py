@@ -200,11 +200,6 @@ def image_size(dataset: DatasetConfig) -> int:
     return dataset.IMAGE_SIZE
 
 
-def has_val(dataset: DatasetConfig) -> bool:
-    """Whether there are validation images: official ones, or some that are held out."""
-    return dataset.HAS_VAL or dataset.val_size > 0
-
-
 def known_num_train(dataset: DatasetConfig) -> int | None:
     """Number of training images, or None where only a look at the files can tell."""
     match dataset:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_train.config.dataset import MedMNISTConfig, has_val, known_num_train
+from resnet_train.config.dataset import MedMNISTConfig, known_num_train
 from resnet_train.config.medmnist import SUBSETS, Subset
 from resnet_train.data import medmnist
 from resnet_train.data.available import check_available, num_classes
@@ -81,7 +81,7 @@ def test_the_official_validation_images_are_the_val_split(load: Callable[..., tu
     assert data.val is not None
     assert (len(data.train), len(data.val), len(data.test)) == (12, 5, 4)
     assert data.train.images.shape == (12, 28, 28, 1)
-    assert (has_val(config), known_num_train(config), num_classes(config)) == (True, 12, 2)
+    assert (known_num_train(config), num_classes(config)) == (12, 2)
     smaller_config, smaller = load(channels=3, train_size=7)
     assert smaller.val is not None
     assert (len(smaller.train), known_num_train(smaller_config)) == (7, 7)
