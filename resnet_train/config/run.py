@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from resnet_train.config import checks
-from resnet_train.config.dataset import ImageFolderConfig, check_dataset, known_num_train
+from resnet_train.config.dataset import ImageFolderConfig, known_num_train
+from resnet_train.config.dataset_checks import check_dataset
 from resnet_train.config.durations import Duration, parse_duration, to_steps
 from resnet_train.config.expected import ExpectedConfig, check_expected
 from resnet_train.config.model import check_model
@@ -40,7 +41,7 @@ class Config:
 
     name: str
     model: Any  # CifarResNetConfig | ResNetConfig
-    dataset: Any  # Cifar10Config | Cifar100Config | FashionMNISTConfig | ImageFolderConfig | SyntheticConfig
+    dataset: Any  # a DatasetConfig
     optim: Any  # SGDConfig | AdamWConfig
     schedule: Any  # CosineConfig | LinearConfig | MultiStepConfig | ConstantConfig
     epochs: int | None
@@ -126,7 +127,7 @@ def check_top_level(config: Config) -> None:
 def _check_end(config: Config) -> None:
     """What ends a run or a session early."""
     dataset = config.dataset
-    own = getattr(dataset, "HAS_VAL", False) or isinstance(dataset, ImageFolderConfig)  # which is known when it is read
+    own = dataset.HAS_VAL or isinstance(dataset, ImageFolderConfig)  # which is known when it is read
     check_early_stop(config.early_stop, has_val=dataset.val_size > 0 or own)
     if config.max_time is not None:
         seconds_of(config.max_time)

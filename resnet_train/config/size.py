@@ -9,19 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resnet_train.config.dataset import (
-    CifarConfig,
-    DatasetConfig,
-    FashionMNISTConfig,
-    ImageFolderConfig,
-    SyntheticConfig,
-)
+from resnet_train.config.dataset import DatasetConfig, SyntheticConfig, image_size
 from resnet_train.config.model import ModelConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
-
-CIFAR_IMAGE_SIZE = 32
-FASHION_MNIST_IMAGE_SIZE = 28
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Convolution:
 def data_need(dataset: DatasetConfig, num_images: int) -> Need:
     """The images of all splits in host memory, one byte a channel, and their labels."""
     size = image_size(dataset)
-    images = num_images * (3 * size * size + 8)
+    images = num_images * (dataset.channels * size * size + 8)
     what, key, patterns = f"{num_images:,} images of {size}x{size}", "dataset.image_size", 0
     if isinstance(dataset, SyntheticConfig):
         patterns = 12 * size * size * dataset.num_classes
@@ -57,7 +48,7 @@ def data_need(dataset: DatasetConfig, num_images: int) -> Need:
 
 
 def known_data_need(dataset: DatasetConfig) -> Need | None:
-    """`data_need` where the configuration says how many images there are; CIFAR fits everywhere."""
+    """`data_need` of synthetic images, of which there may be any number."""
     return data_need(dataset, dataset.num_train + dataset.num_test) if isinstance(dataset, SyntheticConfig) else None
 
 
@@ -98,18 +89,6 @@ def activations_need(config: Config) -> Need:
         "batch_size",
         "make it smaller, or split each batch with a larger accumulate",
     )
-
-
-def image_size(dataset: DatasetConfig) -> int:
-    """Height and width of the images in pixels."""
-    match dataset:
-        case CifarConfig():
-            return CIFAR_IMAGE_SIZE
-        case FashionMNISTConfig():
-            return FASHION_MNIST_IMAGE_SIZE
-        case ImageFolderConfig() | SyntheticConfig():
-            return dataset.image_size
-    raise AssertionError(f"no image size for {type(dataset).__name__}")
 
 
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -21,7 +21,7 @@ from resnet_train.runs.lock import hold
 class Images:
     """Decoded images of one split."""
 
-    images: NDArray[np.uint8]  # (N, H, W, 3); may be a memory map, which cannot be written to
+    images: NDArray[np.uint8]  # (N, H, W, C), grey or RGB; may be a memory map, which cannot be written to
     labels: NDArray[np.int64]  # (N,)
 
 
@@ -50,6 +50,7 @@ class Files:
     train_paths: tuple[str, ...] = ()  # below dataset.root, where each image is a file
     test_paths: tuple[str, ...] = ()
     left_out: str = ""  # files beside the images, in words
+    val: Images | None = None  # where the data set has an official validation split
 
 
 def folder_of(root: str | None) -> Path:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_train.config.older import with_former
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -142,7 +143,7 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
 
     A key that the saved one lacks, since its version had none, is no difference where it may change.
     """
-    before, after = flatten(with_absolute_paths(saved)), flatten(lasting(config))
+    before, after = flatten(with_absolute_paths(with_former(saved))), flatten(lasting(config))
     before = {key: value for key, value in NEWER.items() if key in after} | before
     return [
         Change(key, before.get(key), after.get(key))

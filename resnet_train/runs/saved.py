@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.config.durations import to_steps
+from resnet_train.config.older import with_former
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
 from resnet_train.runs.directory import (
@@ -106,7 +107,7 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
     """Whether two configurations differ in more than what is not saved."""
-    return saved is not None and said | NOT_SAVED != saved | NOT_SAVED
+    return saved is not None and with_former(said) | NOT_SAVED != with_former(saved) | NOT_SAVED
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:

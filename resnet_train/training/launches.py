@@ -37,7 +37,7 @@ class FewLaunches:
                 self._counters |= {f"{name}.{key}": value for key, value in module.named_buffers() if value.ndim == 0}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of ``images`` ``(B, 3, H, W)``, within the caller's autocast."""
+        """Logits ``(B, classes)`` of ``images`` ``(B, C, H, W)``, within the caller's autocast."""
         # A norm whose counter is None counts nothing, and momentum alone says how its statistics move.
         changed: dict[str, Any] = dict.fromkeys(self._counters)
         if self._counters:

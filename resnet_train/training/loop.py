@@ -128,7 +128,7 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
         clock.start()
         for step in range(first, last):
             session.profiler.before_step(step)
-            images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
+            images, labels = run.train_data.batch(step)  # (B, C, H, W), (B,)
             run.seed_dropout(step)
             output = run.train_step(images, labels, lr=run.lr_schedule(step))
             session.profiler.after_step(state.step)

@@ -23,6 +23,7 @@ def announce(run: Run, session: Session) -> None:
         logger.log(level, "%s", printable(text))
     facts, timetable, why = run.facts, run.timetable, run.plan.reasons["device"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in facts.images.items())
+    size = f"{run.image_size}x{run.image_size}{' grey' if run.train_data.split.images.shape[-1] == 1 else ''}"
     length = f"{count(timetable.total_steps)} steps of {run.train_data.batch_size} images"
     header(
         [
@@ -33,7 +34,7 @@ def announce(run: Run, session: Session) -> None:
             ),
             (
                 "data",
-                f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
+                f"{facts.dataset}: {splits} images of {size}, {len(run.classes)} classes",
             ),
             *([("left out", run.left_out)] if run.left_out else []),
             *([("frozen", run.frozen)] if run.frozen else []),

@@ -67,7 +67,7 @@ def mistakes_sheet(
 ) -> NDArray[np.uint8] | None:
     """The most confident mistakes, each above what it was taken for and what it is; None where there is none.
 
-    ``images``: uint8 ``(N, H, W, 3)``.
+    ``images``: uint8 ``(N, H, W, C)``.
     """
     found = mistakes(logits, labels)
     index, confidence = found.index[:NUM_MISTAKES], found.confidence.tolist()

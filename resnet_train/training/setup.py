@@ -176,7 +176,13 @@ def read_dataset(config: Config) -> Dataset:
 
 def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:
     """Model, optimizer and the rest, on the device, before the first step; raises `ConfigError` for ``freeze``."""
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
+    model = build_model(
+        config.model,
+        num_classes=num_classes,
+        seed=config.seed,
+        channels=config.dataset.channels,
+        channels_last=plan.channels_last,
+    )
     plan.backend.convert(model)
     model.to(plan.device)
     freeze(model, config.freeze)

@@ -22,8 +22,8 @@ MESSAGES = [
     ("model=resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
     (
         "dataset=cifar1O",
-        "dataset: expected one of cifar10, cifar100, fashion_mnist, imagefolder, synthetic, got 'cifar1O'; did you "
-        "mean dataset=cifar10?",
+        "dataset: expected one of cifar10, cifar100, eurosat, fashion_mnist, imagefolder, imagenette, kmnist, "
+        "medmnist, mnist, stl10, svhn, synthetic, tiny_imagenet, got 'cifar1O'; did you mean dataset=cifar10?",
     ),
     ("optm.lr=0.1", "optm: no such key; did you mean optim?"),
     ("optim.lt=0.1", "optim.lt: no such key; did you mean optim.lr?"),

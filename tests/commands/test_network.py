@@ -80,7 +80,8 @@ def test_rows_add_up_and_fit_a_terminal(compose: Compose, overrides: tuple[str, 
             sums[kind] = [one + other for one, other in zip(sums[kind], counts, strict=True)]
     assert sums["inner"] == sums["outer"] == list(totals(table))
     num_classes = 1000 if "dataset.num_classes=1000" in overrides else 10
-    assert sums["inner"][0] == num_parameters(build_model(config.model, num_classes=num_classes, seed=0))
+    network = build_model(config.model, num_classes=num_classes, seed=0, channels=config.dataset.channels)
+    assert sums["inner"][0] == num_parameters(network)
 
 
 def test_rows(compose: Compose) -> None:
