@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.cli.program import end_with
+from resnet_train.cli.program import Parser, end_with
 from resnet_train.errors import ConfigError
 from resnet_train.runs.console import count, printable
 
@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the program."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog=PROGRAM,
         description="Evaluate a trained network: a run directory, latest, a checkpoint, or a file of resnet-export; "
         "or weights from elsewhere with --weights. Overrides say where the data lie: dataset.root=FOLDER.",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from resnet_train.cli.overrides import key_of
-from resnet_train.cli.program import end_with
+from resnet_train.cli.program import Parser, end_with
 from resnet_train.errors import ConfigError
 from resnet_train.inference.find import EXPORTED, find
 
@@ -20,7 +20,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")  # for ONNX: the extra `export`
 
 def main() -> None:
     """``resnet-export``, ``python -m resnet_train.commands.export``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="resnet-export",
         description="Write a trained network to a file for other programs: normalisation inside, bytes (N, H, W, C) "
         "in, probabilities out, any number of images at once. The file is run on real images and compared with the "

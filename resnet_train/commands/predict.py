@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from resnet_train.cli.program import end_with
+from resnet_train.cli.program import Parser, end_with
 from resnet_train.cli.streams import NobodyReads, Results
 from resnet_train.data.decode import UnreadableImage
 from resnet_train.data.image_paths import list_images, read_images
@@ -39,7 +39,7 @@ BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}, {remaining} left, {rate_fmt
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the program."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog=PROGRAM,
         description="Ask a trained network what it sees in images. They may have any size and kind; they are\n"
         "prepared as in training. Results go to standard output, everything else to standard\n"

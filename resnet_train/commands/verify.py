@@ -22,7 +22,7 @@ from typing import Any
 
 from resnet_train.cli.compose import offline_config
 from resnet_train.cli.overrides import quoted
-from resnet_train.cli.program import end_with
+from resnet_train.cli.program import Parser, end_with
 from resnet_train.errors import ConfigError, RunError
 
 TIMEOUT_SECONDS = 900.0
@@ -44,7 +44,7 @@ class Verdict:
 
 def main() -> None:
     """``resnet-verify``, ``python -m resnet_train.commands.verify``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="resnet-verify",
         description="Train, and train again with a kill and a resume, and compare. Overrides are those of "
         "resnet-train; without CIFAR at hand, synthetic images take its place.",

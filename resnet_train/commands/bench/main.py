@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resnet_train.cli.compose import offline_config
 from resnet_train.cli.overrides import merge_overrides
-from resnet_train.cli.program import end_with
+from resnet_train.cli.program import Parser, end_with
 from resnet_train.commands.bench.first_step import first_step
 from resnet_train.commands.bench.table import table
 from resnet_train.errors import ConfigError, RunError
@@ -19,7 +19,7 @@ LOOPS = ("tutorial", "tuned", "resnet-train")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the program."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="resnet-bench",
         description="Compare training loops on this machine. Overrides are those of resnet-train: model=resnet18 ...",
         epilog="example: resnet-bench model=resnet20 --rounds 3 --variant compile=true",

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from resnet_train.cli.main import EXIT_FAILED, fail
+from resnet_train.cli.program import Parser
 from resnet_train.commands.report.files import as_csv, as_json, as_markdown
 from resnet_train.commands.report.groups import gather
 from resnet_train.commands.report.metrics import METRICS
@@ -30,7 +31,7 @@ FORMATS = {"csv": as_csv, "markdown": as_markdown}
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the program."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="resnet-report",
         description="Runs and sweeps side by side: a row for each configuration, its seeds gathered, and below what "
         "runs, waits, was interrupted or failed.",
