@@ -75,13 +75,15 @@ class FashionMNISTConfig(DatasetConfig):
 
 @dataclass
 class ImageFolderConfig(DatasetConfig):
-    """The user's own images, ``root/train/<class>/*`` and ``root/val/<class>/*``."""
+    """The user's own images: ``root/train/<class>/*`` and ``root/val/<class>/*``, or ``root/<class>/*`` alone."""
 
     NAME: ClassVar[str] = "imagefolder"
 
     root: str | None
     image_size: int  # pixels: the shorter side is scaled to it, then the centre is cut out
     cache: str | None  # folder of the decoded images; null: root/.resnet-train-cache
+    val_fraction: float  # of root/<class>/*, by a hash of the name; the best checkpoint is chosen on them
+    test_fraction: float  # of root/<class>/*, by a hash of the name
 
 
 @dataclass
@@ -123,16 +125,28 @@ def check_dataset(dataset: DatasetConfig) -> None:
             f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
             f"nothing; add dataset.root=FOLDER, or unset {variable} where it is empty"
         )
-    if isinstance(dataset, ImageFolderConfig) and not dataset.root:
-        raise ConfigError(
-            "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
-            "add dataset.root=FOLDER"
-        )
+    if isinstance(dataset, ImageFolderConfig):
+        _check_imagefolder(dataset)
     if isinstance(dataset, SyntheticConfig):
         checks.number("dataset.num_classes", dataset.num_classes, at_least=2, at_most=MAX_CLASSES)
         checks.number("dataset.num_train", dataset.num_train, at_least=1, at_most=MAX_IMAGES)
         checks.number("dataset.num_test", dataset.num_test, at_least=1, at_most=MAX_IMAGES)
     checks.number("dataset.augment.crop_padding", augment.crop_padding, at_least=0, below=image_size)
+
+
+def _check_imagefolder(dataset: ImageFolderConfig) -> None:
+    if not dataset.root:
+        raise ConfigError(
+            "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
+            "add dataset.root=FOLDER"
+        )
+    checks.number("dataset.test_fraction", dataset.test_fraction, above=0, below=1)
+    checks.number("dataset.val_fraction", dataset.val_fraction, at_least=0, below=1)
+    if dataset.val_fraction + dataset.test_fraction >= 1:
+        raise ConfigError(
+            f"dataset.val_fraction and dataset.test_fraction: expected a sum below 1, since the other images are "
+            f"trained on, got {dataset.val_fraction + dataset.test_fraction:g}; try dataset.val_fraction=0.1"
+        )
 
 
 def known_num_train(dataset: DatasetConfig) -> int | None:

@@ -12,6 +12,7 @@ from resnet_train.config.dataset import (
 )
 from resnet_train.data import cifar, idx, imagefolder
 from resnet_train.data.files import folder_of, one_line_errors
+from resnet_train.data.folder_layout import layout
 
 
 def check_available(dataset: DatasetConfig) -> None:
@@ -26,7 +27,7 @@ def check_available(dataset: DatasetConfig) -> None:
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):
-                imagefolder.class_names(imagefolder.split_folders(root)[0])
+                imagefolder.class_names(layout(dataset, root).train)
 
 
 def num_classes(dataset: DatasetConfig) -> int:
@@ -43,5 +44,5 @@ def num_classes(dataset: DatasetConfig) -> int:
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):
-                return len(imagefolder.class_names(imagefolder.split_folders(root)[0]))
+                return len(imagefolder.class_names(layout(dataset, root).train))
     raise AssertionError(f"no classes for {type(dataset).__name__}")

@@ -56,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits of a data set; ``val`` is held out of the training images and exists only if asked for."""
+    """All splits of a data set; ``val`` comes with it, or is held out of the training images if asked for."""
 
     train: Split
     val: Split | None
@@ -64,6 +64,7 @@ class Dataset:
     classes: tuple[str, ...]
     identity: DataIdentity
     left_out: str = ""  # files beside the images, in words
+    taken: str = ""  # which images serve as what, in words
 
     @property
     def image_size(self) -> int:
@@ -78,7 +79,8 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     where they have any. Raises `ConfigError` where files are missing or corrupt, or too few.
     """
     names: tuple[str, ...] = ()
-    left_out = ""
+    left_out = taken = ""
+    val: Split | None = None
     match config:
         case SyntheticConfig():
             train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
@@ -92,16 +94,20 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
                 Split(torch.tensor(split.images), torch.from_numpy(split.labels), paths)
                 for split, paths in ((files.train, files.train_paths), (files.test, files.test_paths))
             )
-            classes, identity, names, left_out = files.classes, files.identity, files.names, files.left_out
+            if files.val is not None:
+                val = Split(torch.tensor(files.val.images), torch.from_numpy(files.val.labels), files.val_paths)
+            classes, identity, names = files.classes, files.identity, files.names
+            left_out, taken = files.left_out, files.taken
         case _:
             raise TypeError(f"no data set for {type(config).__name__}")
     num_train = num_train_images(config, len(train))
     if num_train == len(train):
-        return Dataset(train, None, test, classes, identity, left_out)
+        return Dataset(train, val, test, classes, identity, left_out, taken)
     order = draw_order(len(train), names, seed=seed)
     held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
-    val = train.take(held_out.sort().values) if config.val_size else None
-    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out)
+    if config.val_size:
+        val = train.take(held_out.sort().values)
+    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out, taken)
 
 
 def read_files(config: CifarConfig | FashionMNISTConfig | ImageFolderConfig) -> Files:

@@ -113,6 +113,9 @@ def latest(outputs: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------ 3: is it still the same run
 
+# Keys that came after 0.2.0, with the value that a run of a version without them had.
+AS_BEFORE = {"dataset.val_fraction": 0.0, "dataset.test_fraction": 0.2}
+
 
 @dataclass(frozen=True)
 class Change:
@@ -134,14 +137,15 @@ class Change:
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key.
 
-    A key that the saved one lacks, since its version had none, is no difference where it may change.
+    A key that the saved one lacks, since its version had none, is no difference where it may change, or means what that
+    version did.
     """
     before, after = flatten(with_absolute_paths(saved)), flatten(lasting(config))
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if key.partition(".")[0] not in NOT_SAVED
-        and (key in before or key not in CHANGEABLE)
+        and (key in before or (key not in CHANGEABLE and (key not in AS_BEFORE or after[key] != AS_BEFORE[key])))
         and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 

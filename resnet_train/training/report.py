@@ -34,6 +34,7 @@ def announce(run: Run, session: Session) -> None:
                 "data",
                 f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
             ),
+            *([("splits", run.taken)] if run.taken else []),
             *([("left out", run.left_out)] if run.left_out else []),
             ("device", f"{facts.device} ({facts.hardware}){why and f'; no GPU: {why}'}"),
             *run.plan.lines(),

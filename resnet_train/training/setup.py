@@ -97,6 +97,7 @@ class Run:
     classes: tuple[str, ...]
     data: DataIdentity
     left_out: str  # files beside the images, in words
+    taken: str  # which images serve as what, in words
     image_size: int
     facts: Facts
 
@@ -157,6 +158,7 @@ def build(config: Config) -> Run:
         classes=dataset.classes,
         data=dataset.identity,
         left_out=dataset.left_out,
+        taken=dataset.taken,
         image_size=dataset.image_size,
         facts=Facts(
             name=config.name,
