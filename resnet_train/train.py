@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resnet_train.config.run import Config
     from resnet_train.runs.directory import Invocation
     from resnet_train.runs.summary import Summary
+    from resnet_train.runs.time_limit import TimeLimit
 
 
 def run(
@@ -54,8 +55,9 @@ def run(
     from resnet_train.runs.memory import check_memory
     from resnet_train.runs.resume import finished_already
 
-    if config.summary:
-        raise ConfigError("summary: expected false, got true, which shows the network and trains nothing; leave it out")
+    if key := config.question:
+        raise ConfigError(f"{key}: expected false, got true, which shows something and trains nothing; leave it out")
+    limit = limit_of(config, owns_process=owns_process)
     with alone():
         check_memory(config)
         directory = (directory or directory_for(config)).absolute()
@@ -75,8 +77,21 @@ def run(
                 lock=held,
                 invocation=invocation,
                 command=command or shell_quote(*sys.argv),
+                limit=limit,
                 owns_process=owns_process,
             )
+
+
+def limit_of(config: Config, *, owns_process: bool) -> TimeLimit | None:
+    """The end of ``max_time``: counted from the start of the command, for its process may be what is limited."""
+    import time
+
+    from resnet_train.config.stopping import seconds_of
+    from resnet_train.runs.time_limit import PROCESS_BEGUN, TimeLimit
+
+    if config.max_time is None:
+        return None
+    return TimeLimit(seconds_of(config.max_time), begun=PROCESS_BEGUN if owns_process else time.monotonic())
 
 
 def directory_for(config: Config) -> Path:
@@ -94,7 +109,10 @@ def directory_for(config: Config) -> Path:
 
 
 def show(config: Config, directory: Path | None = None) -> None:
-    """Print the network that ``config`` describes, or that of the run in ``directory``; nothing is written."""
+    """Answer the question of ``config``: print its network, or that of the run in ``directory``, or try learning rates.
+
+    Nothing is written.
+    """
     from resnet_train.commands.network import network_table
     from resnet_train.runs.interrupt import Interrupted, StopSignal
 
@@ -102,7 +120,12 @@ def show(config: Config, directory: Path | None = None) -> None:
         import torch  # noqa: F401
     if stop.signum is not None:
         raise Interrupted(stop.signum)
-    print(network_table(config, directory))
+    if config.find_lr:
+        from resnet_train.commands.find_lr import find_lr
+
+        print(find_lr(config))
+    else:
+        print(network_table(config, directory))
 
 
 def main() -> None:

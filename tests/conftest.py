@@ -180,7 +180,7 @@ class Shell:
     @staticmethod
     def table(out: str) -> list[str]:
         """The rows of the last table of a sweep."""
-        *_, last = re.split(r"^.*status +result +train s +job\n", out, flags=re.MULTILINE)
+        *_, last = re.split(r"^.*status +(?:steps +)?result +train s +job\n", out, flags=re.MULTILINE)
         return last.partition("\n\n")[0].splitlines()
 
     def wait_for(self, path: str, process: subprocess.Popen[str]) -> None:

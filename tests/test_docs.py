@@ -35,7 +35,8 @@ OPTIONS = {
     "dataset": (
         "dataset=cifar10",
         "dataset=cifar100",
-        "dataset=fashion_mnist",
+        *("dataset=mnist", "dataset=fashion_mnist", "dataset=kmnist", "dataset=medmnist"),
+        *("dataset=svhn", "dataset=stl10", "dataset=tiny_imagenet", "dataset=imagenette", "dataset=eurosat"),
         "dataset=imagefolder",
         "dataset=synthetic",
     ),

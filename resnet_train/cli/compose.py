@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_train.cli.explain import natural, unknown_key_message
 from resnet_train.cli.overrides import PROGRAM, Request, key_of, parse, quoted, unquoted, values_of, without
 from resnet_train.config.dataset import CifarConfig
+from resnet_train.config.older import with_former
 from resnet_train.config.run import Config
 from resnet_train.config.store import SCHEMA, config_folder, options_of, register_schema, unknown_keys
 from resnet_train.data.available import check_available
@@ -129,11 +130,13 @@ def compose_saved(request: Request, saved: dict[str, Any]) -> Composed:
 
     What is saved is data: nothing in it is interpolated, nothing of it reaches Hydra but values of the schema. A group
     that the overrides name (``schedule=constant``) comes from ``conf/``, and so does everything with ``experiment=``.
-    Keys that the saved run does not know yet have their default. Raises `ConfigError` for keys it should not have.
+    Keys that the saved run does not know yet have their default, or what stands in `config.older`. Raises `ConfigError`
+    for keys it should not have.
     """
     given = {key_of(override) for override in request.overrides}
     if "experiment" in given:
         return compose(request)
+    saved = with_former(saved)
     unknown = sorted(saved.keys() - {field.name for field in fields(Config)})
     if unknown:
         raise ConfigError(f"resume: the saved configuration has the key {unknown[0]!r}, which this version lacks")

@@ -25,6 +25,7 @@ from resnet_train.config.checks import nearest_name
 from resnet_train.config.dataset import AugmentConfig
 from resnet_train.config.expected import ExpectedConfig, ProtocolConfig
 from resnet_train.config.run import CheckpointConfig, Config
+from resnet_train.config.stopping import EarlyStopConfig
 from resnet_train.config.store import SCHEMA, options_of
 from resnet_train.errors import ConfigError, RunError
 from resnet_train.runs.console import printable, shell_quote
@@ -33,6 +34,7 @@ from resnet_train.runs.console import printable, shell_quote
 NODES = {
     "augment": AugmentConfig,
     "checkpoint": CheckpointConfig,
+    "early_stop": EarlyStopConfig,
     "expected": ExpectedConfig,
     "protocol": ProtocolConfig,
 }
@@ -241,6 +243,8 @@ def _explain_value(error: OmegaConfBaseException) -> str:
         return f"{missing[1]}: every run needs a value here, it cannot be removed; set {missing[1]}=VALUE"
     if "does not support deletion" in message:
         return f"{key}: every run needs a value here, it cannot be removed; set {key}=VALUE"
+    if "is not a ListConfig" in message:
+        return f"{key}: expected a list, got a single value; write {key}=[VALUE]"
     if "is not Optional" in message:
         return f"{key}: expected a value, got null"
     if "Invalid type assigned" in message or "is not a subclass of" in message:

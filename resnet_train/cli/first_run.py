@@ -15,9 +15,10 @@ from resnet_train.cli.job import Train, console_log
 from resnet_train.cli.main import fail, main
 from resnet_train.cli.overrides import PROGRAM
 from resnet_train.config.dataset import CifarConfig
+from resnet_train.data.archive import obtain
 from resnet_train.data.available import check_available
-from resnet_train.data.cifar import archive_of, obtain
-from resnet_train.data.files import folder_of
+from resnet_train.data.cifar import archive_of
+from resnet_train.data.published import source_of
 from resnet_train.errors import ConfigError
 
 RECIPE = "experiment=quick"
@@ -47,19 +48,13 @@ def choose() -> tuple[list[str], str]:
     assert isinstance(dataset, CifarConfig)
     try:
         with console_log():
-            obtain(
-                archive_of(dataset),
-                folder_of(dataset.root),
-                mirrors=dataset.mirrors,
-                download=dataset.download,
-                timeout_seconds=TIMEOUT_SECONDS,
-            )
+            obtain(archive_of(dataset), source_of(dataset, timeout_seconds=TIMEOUT_SECONDS))
         return [RECIPE], ""
     except (ConfigError, OSError) as error:
         reason = str(error).partition("; ")[0]
     other, images = ["dataset=synthetic"], "synthetic images"
     with suppress(ConfigError):
-        check_available(load_config([RECIPE, "dataset=fashion_mnist"]).dataset)
+        check_available(load_config([RECIPE, "dataset=fashion_mnist", "dataset.download=false"]).dataset)
         other, images = ["dataset=fashion_mnist"], "Fashion-MNIST"
     return [RECIPE, *other], (
         f"NOTE: CIFAR-10 cannot be had here ({reason}), so this run is on {images}; its accuracy says nothing about "

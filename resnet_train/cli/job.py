@@ -47,7 +47,7 @@ class Train(Protocol):
 
 
 class Show(Protocol):
-    """What prints a network, for ``summary=true``: `resnet_train.train.show`, handed in for the same reason."""
+    """What answers ``summary=true`` and ``find_lr=true``: `resnet_train.train.show`, handed in for the same reason."""
 
     def __call__(self, config: Config, directory: Path | None = None) -> None:
         """See `resnet_train.train.show`."""
@@ -144,13 +144,14 @@ def run_and_report(
     command = shell_quote(*[PROGRAM, *flags, *overrides])
     invocation = Invocation(list(flags), kept, list(swept))
     result = train(config, directory=directory, invocation=invocation, command=command, owns_process=True)
+    longer = "early_stop.patience=null" if result.stopped_early else f"{'steps' if config.steps else 'epochs'}=..."
     print(
         f"\n{result.sentence()}\n"
         f"trained {duration(result.train_seconds)} at {result.images_per_second:,.0f} images/s, "
         f"{duration(result.total_seconds)} in all\n"
         f"{result.directory}\n"
         f"  {runnable('tensorboard', '--logdir', result.directory)}\n"
-        f"  {runnable(PROGRAM, f'resume={result.directory}')} {'steps' if config.steps else 'epochs'}=...   # train on"
+        f"  {runnable(PROGRAM, f'resume={result.directory}')} {longer}   # train on"
     )
     return result
 

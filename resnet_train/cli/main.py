@@ -36,14 +36,14 @@ from resnet_train.runs.saved import saved_config, saved_invocation
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
 
-def main(arguments: Sequence[str], train: Train, show_network: Show | None = None) -> int:
+def main(arguments: Sequence[str], train: Train, answer: Show | None = None) -> int:
     """Run a command line; returns the exit code (0, 1 failed, 2 configuration, 128 + signal).
 
-    ``train`` is `resnet_train.train.run`, which refuses ``summary=true``, and ``show_network`` is
-    `resnet_train.train.show`, which answers it. With ``HYDRA_FULL_ERROR=1`` errors show where they come from.
+    ``train`` is `resnet_train.train.run`, which refuses ``summary=true`` and ``find_lr=true``, and ``answer`` is
+    `resnet_train.train.show`, which answers them. With ``HYDRA_FULL_ERROR=1`` errors show where they come from.
     """
     try:
-        return _main(parse(arguments), train, show_network)
+        return _main(parse(arguments), train, answer)
     except Interrupted as interrupted:
         return interrupted.exit_code
     except KeyboardInterrupt:
@@ -68,7 +68,7 @@ def fail(program: str, error: Exception) -> int:
     return EXIT_CONFIG if is_config_error(error) else EXIT_FAILED
 
 
-def _main(request: Request, train: Train, show_network: Show | None) -> int:
+def _main(request: Request, train: Train, answer: Show | None) -> int:
     if request.help:
         print(help_text())
     elif request.version:
@@ -85,7 +85,7 @@ def _main(request: Request, train: Train, show_network: Show | None) -> int:
     elif request.multirun:
         return sweep(request, train)
     else:
-        return run(request, train, show_network)
+        return run(request, train, answer)
     return 0
 
 
@@ -117,23 +117,24 @@ def show(request: Request, composed: Composed) -> None:
 # -------------------------------------------------------------------------------------------------------- a single run
 
 
-def run(request: Request, train: Train, show_network: Show | None) -> int:
-    """One run, new or resumed; with ``summary=true`` only a look at its network."""
+def run(request: Request, train: Train, answer: Show | None) -> int:
+    """One run, new or resumed; with ``summary=true`` or ``find_lr=true`` only a look."""
     for key in ("sweep", "max_failures"):
         if values_of(request.overrides, key):
             raise ConfigError(f"{key}: it is for sweeps; put -m in front, or leave it out")
     directory = resumed_directory(request)
     overrides = without(request.overrides, "resume")
     if directory is not None:
-        return _resume(request.with_overrides(overrides), directory, train, show_network)
+        return _resume(request.with_overrides(overrides), directory, train, answer)
     composed = compose(request, overrides)
     if composed.hydra.mode == RunMode.MULTIRUN:
         return sweep(replace(request, overrides=tuple(overrides), multirun=True), train)
     check_hydra(composed.hydra)
-    if composed.config.summary and show_network is not None:
-        show_network(composed.config)
+    if not composed.config.summary:  # which shows a network without its data
+        check_inputs(composed.config)
+    if composed.config.question and answer is not None:
+        answer(composed.config)
         return 0
-    check_inputs(composed.config)
     fixed = values_of(overrides, "hydra.run.dir")
     wanted = Path(composed.hydra.run.dir)
     if fixed and directories.is_foreign(wanted):
@@ -161,12 +162,17 @@ def make(directory: Path) -> bool:
         return False
 
 
-def _resume(request: Request, directory: Path, train: Train, show_network: Show | None) -> int:
+def _resume(request: Request, directory: Path, train: Train, answer: Show | None) -> int:
     """Continue the run in ``directory``: the start of the order that `resnet_train.runs.resume` lists."""
     saved = saved_config(directory)
     composed = compose(request) if saved is None else compose_saved(request, saved)
-    if composed.config.summary and show_network is not None:
-        show_network(composed.config, directory)
+    if composed.config.find_lr:
+        raise ConfigError(
+            f"find_lr: expected a run that begins, got the one in {directory}; init_from={directory} in place of "
+            f"resume tries learning rates from its weights on"
+        )
+    if composed.config.question and answer is not None:
+        answer(composed.config, directory)
         return 0
     finished = resume.finished_already(composed.config, directory.absolute())
     if finished:

@@ -23,6 +23,11 @@ class BestEffort(io.TextIOBase):
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
 
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # that of the class is None
+        """What text is made of there."""
+        return "utf-8" if self._stream is None else self._stream.encoding
+
     def write(self, text: str) -> int:
         """Write what can be written; the whole length in any case."""
         if self._stream is not None:

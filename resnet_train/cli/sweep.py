@@ -129,8 +129,8 @@ def plan(
         if stop.signum is not None:
             raise Interrupted(stop.signum)
         config = compose(request, job).config
-        if config.summary:
-            raise ConfigError("summary: expected one network to show, got a sweep (-m); leave -m and its lists out")
+        if key := config.question:
+            raise ConfigError(f"{key}: expected one network, got a sweep (-m); leave -m and its lists out")
         check_inputs(config)
     with started(request):
         check_discrete(request, hydra)

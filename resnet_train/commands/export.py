@@ -22,7 +22,7 @@ def main() -> None:
     """``resnet-export``, ``python -m resnet_train.commands.export``."""
     parser = argparse.ArgumentParser(
         prog="resnet-export",
-        description="Write a trained network to a file for other programs: normalisation inside, bytes (N, H, W, 3) "
+        description="Write a trained network to a file for other programs: normalisation inside, bytes (N, H, W, C) "
         "in, probabilities out, any number of images at once. The file is run on real images and compared with the "
         "original; one that differs is not kept. A model card is written beside it.",
         epilog="example: resnet-export latest --format onnx",
@@ -36,7 +36,7 @@ def main() -> None:
         metavar="PATH",
         help="a file, or a folder for it and README.md (default RUN/export/FORMAT)",
     )
-    parser.add_argument("--raw", action="store_true", help="normalised floats (N, 3, H, W) in, logits out")
+    parser.add_argument("--raw", action="store_true", help="normalised floats (N, C, H, W) in, logits out")
     parser.add_argument(
         "--checkpoint", default="result", metavar="NAME", help="result (default), last, best, or a file"
     )

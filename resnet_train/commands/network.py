@@ -13,8 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_train.config.dataset import image_size
 from resnet_train.config.run import Config
-from resnet_train.config.size import image_size
 from resnet_train.data.available import num_classes
 from resnet_train.runs.checkpoint_file import newest_content
 from resnet_train.runs.console import count, printable
@@ -71,13 +71,13 @@ def network_table(config: Config, directory: Path | None = None) -> str:
     from resnet_train.models.count import num_parameters, trace
 
     classes = (directory and saved_num_classes(directory)) or num_classes(config.dataset)
-    size = image_size(config.dataset)
+    size, channels = image_size(config.dataset), config.dataset.channels
     with torch.device("meta"):  # shapes, no data
-        model = build_model(config.model, num_classes=classes, seed=config.seed)
+        model = build_model(config.model, num_classes=classes, seed=config.seed, channels=channels)
     layers = with_their_norms(trace(model, size))
     parameters, multiply_adds = num_parameters(model), sum(layer.multiply_adds for layer in layers)
     assert parameters == sum(layer.parameters for layer in layers), "a parameter that no row counts"
-    title = f"{printable(config.model.name)} for {printable(config.dataset.name)}: images 3x{size}x{size}, "
+    title = f"{printable(config.model.name)} for {printable(config.dataset.name)}: images {channels}x{size}x{size}, "
     total = ("total", "", count(parameters), count(multiply_adds), "", "")
     large = f"{multiply_adds / 1e9:.3g} G" if multiply_adds >= 1e9 else f"{multiply_adds / 1e6:.3g} M"
     short = f"{parameters / 1e6:.2f} M parameters, {large} multiply-adds per image"

@@ -26,7 +26,7 @@ from resnet_train.cli.program import end_with
 from resnet_train.errors import ConfigError, RunError
 
 TIMEOUT_SECONDS = 900.0
-PARTS = ("model", "optimizer", "ema", "scaler", "last", "best", "progress")  # of a checkpoint's state
+PARTS = ("model", "optimizer", "ema", "scaler", "last", "best", "progress", "patience")  # of a checkpoint's state
 
 
 @dataclass

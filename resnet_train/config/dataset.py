@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resnet_train.config import checks
+from resnet_train.config.medmnist import SUBSETS
 from resnet_train.errors import ConfigError
-
-CIFAR_NUM_TRAIN = 50_000
-FASHION_MNIST_NUM_TRAIN = 60_000
-MAX_IMAGE_SIZE = 4096
-MAX_ALPHA = 1000  # Beta(1000, 1000) is 1/2 within 0.03; from far larger ones Python draws for ever
-MAX_IMAGES, MAX_CLASSES = 10**9, 10**6  # of synthetic images: their labels take 8 GB
 
 
 @dataclass
@@ -32,9 +26,14 @@ class DatasetConfig:
     """What all data sets share."""
 
     NAME: ClassVar[str]
+    NUM_TRAIN: ClassVar[int | None] = None  # training images, where that is known without a look at the files
+    NUM_CLASSES: ClassVar[int | None] = None
+    IMAGE_SIZE: ClassVar[int | None] = None  # None: the key image_size says it
+    HAS_VAL: ClassVar[bool] = False  # an official validation split, so that val_size has nothing to hold out
 
     name: str
-    train_size: int | None  # train on this many images, drawn by seed; null: all that val_size leaves
+    channels: int  # 1: grey, what has colours is converted; 3: colours, what is grey gets three equal channels
+    train_size: int | None  # train on this many images only, drawn by seed; null: all that val_size leaves
     val_size: int  # images of the training set held out by seed; the best checkpoint is chosen on them
     mean: list[float]  # per channel, in units of the full range
     std: list[float]
@@ -42,12 +41,20 @@ class DatasetConfig:
 
 
 @dataclass
-class CifarConfig(DatasetConfig):
+class PublishedConfig(DatasetConfig):
+    """Files that were published once and for all, verified by their MD5."""
+
+    root: str  # holds, or will hold, the files
+    download: bool  # get what is not there
+    mirrors: list[str]  # tried in order; to one that ends in / the name of the file is added
+
+
+@dataclass
+class CifarConfig(PublishedConfig):
     """Files of the official "python version"."""
 
-    root: str  # holds, or will hold, cifar-10-batches-py/ or cifar-100-python/
-    download: bool  # get what is not there
-    mirrors: list[str]  # tried in order
+    NUM_TRAIN: ClassVar[int | None] = 50_000
+    IMAGE_SIZE: ClassVar[int | None] = 32
 
 
 @dataclass
@@ -55,6 +62,7 @@ class Cifar10Config(CifarConfig):
     """CIFAR-10: 50,000 and 10,000 images, 10 classes."""
 
     NAME: ClassVar[str] = "cifar10"
+    NUM_CLASSES: ClassVar[int | None] = 10
 
 
 @dataclass
@@ -62,15 +70,103 @@ class Cifar100Config(CifarConfig):
     """CIFAR-100: 50,000 and 10,000 images, 100 classes."""
 
     NAME: ClassVar[str] = "cifar100"
+    NUM_CLASSES: ClassVar[int | None] = 100
 
 
 @dataclass
-class FashionMNISTConfig(DatasetConfig):
-    """Fashion-MNIST: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
+class IdxConfig(PublishedConfig):
+    """Four IDX files: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
+
+    NUM_TRAIN: ClassVar[int | None] = 60_000
+    NUM_CLASSES: ClassVar[int | None] = 10
+    IMAGE_SIZE: ClassVar[int | None] = 28
+
+
+@dataclass
+class MNISTConfig(IdxConfig):
+    """Handwritten digits."""
+
+    NAME: ClassVar[str] = "mnist"
+
+
+@dataclass
+class FashionMNISTConfig(IdxConfig):
+    """Pieces of clothing."""
 
     NAME: ClassVar[str] = "fashion_mnist"
 
-    root: str  # holds the four official IDX files
+
+@dataclass
+class KMNISTConfig(IdxConfig):
+    """Kuzushiji-MNIST: ten characters of old Japanese cursive."""
+
+    NAME: ClassVar[str] = "kmnist"
+
+
+@dataclass
+class MedMNISTConfig(PublishedConfig):
+    """MedMNIST v2: eleven sets of medical images of 28x28 pixels, most of them grey, each with three splits."""
+
+    NAME: ClassVar[str] = "medmnist"
+    IMAGE_SIZE: ClassVar[int | None] = 28
+    HAS_VAL: ClassVar[bool] = True
+
+    subset: str  # one of config/medmnist.py
+
+
+@dataclass
+class SVHNConfig(PublishedConfig):
+    """Street View House Numbers, cropped digits: 73,257 and 26,032 images of 32x32 pixels, 10 classes."""
+
+    NAME: ClassVar[str] = "svhn"
+    NUM_TRAIN: ClassVar[int | None] = 73_257
+    NUM_CLASSES: ClassVar[int | None] = 10
+    IMAGE_SIZE: ClassVar[int | None] = 32
+
+
+@dataclass
+class STL10Config(PublishedConfig):
+    """STL-10: 5,000 and 8,000 images of 96x96 pixels, 10 classes; its images without labels are not read."""
+
+    NAME: ClassVar[str] = "stl10"
+    NUM_TRAIN: ClassVar[int | None] = 5_000
+    NUM_CLASSES: ClassVar[int | None] = 10
+    IMAGE_SIZE: ClassVar[int | None] = 96
+
+
+@dataclass
+class ImageArchiveConfig(PublishedConfig):
+    """An archive of image files, which are decoded once into a cache."""
+
+    image_size: int  # pixels: the shorter side is scaled to it, then the centre is cut out
+    cache: str | None  # folder of the decoded images; null: .resnet-train-cache beside the unpacked images
+
+
+@dataclass
+class TinyImageNetConfig(ImageArchiveConfig):
+    """Tiny ImageNet: 100,000 and 10,000 images of 64x64 pixels, 200 classes; the test images are its val/."""
+
+    NAME: ClassVar[str] = "tiny_imagenet"
+    NUM_TRAIN: ClassVar[int | None] = 100_000
+    NUM_CLASSES: ClassVar[int | None] = 200
+
+
+@dataclass
+class ImagenetteConfig(ImageArchiveConfig):
+    """Imagenette, the version of 160 pixels: 9,469 and 3,925 photographs, 10 classes; the test images are its val/."""
+
+    NAME: ClassVar[str] = "imagenette"
+    NUM_TRAIN: ClassVar[int | None] = 9_469
+    NUM_CLASSES: ClassVar[int | None] = 10
+
+
+@dataclass
+class EuroSATConfig(ImageArchiveConfig):
+    """EuroSAT: 27,000 satellite images of 64x64 pixels, 10 classes, split here by a hash of their names."""
+
+    NAME: ClassVar[str] = "eurosat"
+    NUM_TRAIN: ClassVar[int | None] = 21_700  # tests/data/test_hash_split.py counts them
+    NUM_CLASSES: ClassVar[int | None] = 10
 
 
 @dataclass
@@ -98,69 +194,24 @@ class SyntheticConfig(DatasetConfig):
     num_test: int
 
 
-def check_dataset(dataset: DatasetConfig) -> None:
-    """Raise `ConfigError` for values that no data set can serve."""
-    checks.option_name("dataset", dataset)
-    checks.number("dataset.val_size", dataset.val_size, at_least=0)
-    if dataset.train_size is not None:
-        checks.number("dataset.train_size", dataset.train_size, at_least=1)
-    for key in ("mean", "std"):
-        values = getattr(dataset, key)
-        if len(values) != 3:
-            raise ConfigError(f"dataset.{key}: expected three numbers, one a channel, got {len(values)}")
-        for index, value in enumerate(values):
-            checks.number(f"dataset.{key}[{index}]", value, above=0 if key == "std" else None)
-    augment = dataset.augment
-    checks.choice("dataset.augment.crop_mode", augment.crop_mode)
-    checks.number("dataset.augment.cutout", augment.cutout, at_least=0, at_most=2 * MAX_IMAGE_SIZE)
-    checks.number("dataset.augment.mixup", augment.mixup, at_least=0, at_most=MAX_ALPHA)
-    checks.number("dataset.augment.cutmix", augment.cutmix, at_least=0, at_most=MAX_ALPHA)
-    image_size = 28 if isinstance(dataset, FashionMNISTConfig) else 32
-    if isinstance(dataset, ImageFolderConfig | SyntheticConfig):
-        checks.number("dataset.image_size", dataset.image_size, at_least=4, at_most=MAX_IMAGE_SIZE)
-        image_size = dataset.image_size
-    if isinstance(dataset, CifarConfig | FashionMNISTConfig) and not dataset.root:
-        variable = "RESNET_TRAIN_DATA" if isinstance(dataset, CifarConfig) else "RESNET_TRAIN_FASHION_MNIST"
-        raise ConfigError(
-            f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
-            f"nothing; add dataset.root=FOLDER, or unset {variable} where it is empty"
-        )
-    if isinstance(dataset, ImageFolderConfig):
-        _check_imagefolder(dataset)
-    if isinstance(dataset, SyntheticConfig):
-        checks.number("dataset.num_classes", dataset.num_classes, at_least=2, at_most=MAX_CLASSES)
-        checks.number("dataset.num_train", dataset.num_train, at_least=1, at_most=MAX_IMAGES)
-        checks.number("dataset.num_test", dataset.num_test, at_least=1, at_most=MAX_IMAGES)
-    checks.number("dataset.augment.crop_padding", augment.crop_padding, at_least=0, below=image_size)
-
-
-def _check_imagefolder(dataset: ImageFolderConfig) -> None:
-    if not dataset.root:
-        raise ConfigError(
-            "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
-            "add dataset.root=FOLDER"
-        )
-    checks.number("dataset.test_fraction", dataset.test_fraction, above=0, below=1)
-    checks.number("dataset.val_fraction", dataset.val_fraction, at_least=0, below=1)
-    if dataset.val_fraction + dataset.test_fraction >= 1:
-        raise ConfigError(
-            f"dataset.val_fraction and dataset.test_fraction: expected a sum below 1, since the other images are "
-            f"trained on, got {dataset.val_fraction + dataset.test_fraction:g}; try dataset.val_fraction=0.1"
-        )
+def image_size(dataset: DatasetConfig) -> int:
+    """Height and width of the images in pixels."""
+    if isinstance(dataset, ImageArchiveConfig | ImageFolderConfig | SyntheticConfig):
+        return dataset.image_size
+    assert dataset.IMAGE_SIZE is not None, f"no image size for {type(dataset).__name__}"
+    return dataset.IMAGE_SIZE
 
 
 def known_num_train(dataset: DatasetConfig) -> int | None:
     """Number of training images, or None where only a look at the files can tell."""
     match dataset:
-        case CifarConfig():
-            available = CIFAR_NUM_TRAIN
-        case FashionMNISTConfig():
-            available = FASHION_MNIST_NUM_TRAIN
         case SyntheticConfig():
-            available = dataset.num_train
+            available: int | None = dataset.num_train
+        case MedMNISTConfig():
+            available = SUBSETS[dataset.subset].num_train
         case _:
-            return None
-    return num_train_images(dataset, available)
+            available = dataset.NUM_TRAIN
+    return None if available is None else num_train_images(dataset, available)
 
 
 def num_train_images(dataset: DatasetConfig, available: int) -> int:

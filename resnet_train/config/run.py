@@ -14,12 +14,14 @@ from itertools import pairwise
 from typing import Any
 
 from resnet_train.config import checks
-from resnet_train.config.dataset import check_dataset, known_num_train
+from resnet_train.config.dataset import ImageFolderConfig, known_num_train
+from resnet_train.config.dataset_checks import check_dataset
 from resnet_train.config.durations import Duration, parse_duration, to_steps
 from resnet_train.config.expected import ExpectedConfig, check_expected
 from resnet_train.config.model import check_model
 from resnet_train.config.optim import check_optim
 from resnet_train.config.schedule import MultiStepConfig, check_schedule
+from resnet_train.config.stopping import EarlyStopConfig, check_early_stop, seconds_of
 from resnet_train.errors import ConfigError
 
 MAX_STEPS = 10**12  # thirty years at a thousand steps a second
@@ -39,7 +41,7 @@ class Config:
 
     name: str
     model: Any  # CifarResNetConfig | ResNetConfig
-    dataset: Any  # Cifar10Config | Cifar100Config | FashionMNISTConfig | ImageFolderConfig | SyntheticConfig
+    dataset: Any  # a DatasetConfig
     optim: Any  # SGDConfig | AdamWConfig
     schedule: Any  # CosineConfig | LinearConfig | MultiStepConfig | ConstantConfig
     epochs: int | None
@@ -62,10 +64,14 @@ class Config:
     eval_every: Any  # duration
     log_every: int  # steps
     checkpoint: CheckpointConfig
+    early_stop: EarlyStopConfig
+    max_time: str | None  # of a session
     resume: str | None
     resume_force: bool
     init_from: str | None
+    freeze: list[str]  # names of modules
     summary: bool
+    find_lr: bool
     expected: ExpectedConfig | None  # of a recipe; not saved with a run
 
     def __post_init__(self) -> None:
@@ -82,6 +88,11 @@ class Config:
         num_train = known_num_train(self.dataset)
         if num_train is not None:
             check_lengths(self, num_train)
+
+    @property
+    def question(self) -> str | None:
+        """The key that asks for a look alone, after which nothing is trained or written; None for a run."""
+        return next((key for key in ("summary", "find_lr") if getattr(self, key)), None)
 
 
 def steps_per_epoch(config: Config, num_train: int) -> Fraction:
@@ -109,6 +120,27 @@ def check_top_level(config: Config) -> None:
     checks.number("log_every", config.log_every, at_least=1)
     checks.duration("checkpoint.every", config.checkpoint.every, positive=True)
     checks.number("checkpoint.keep", config.checkpoint.keep, at_least=1)
+    _check_end(config)
+    _check_freeze(config.freeze)
+
+
+def _check_end(config: Config) -> None:
+    """What ends a run or a session early."""
+    dataset = config.dataset
+    own = dataset.HAS_VAL or isinstance(dataset, ImageFolderConfig)  # which is known when it is read
+    check_early_stop(config.early_stop, has_val=dataset.val_size > 0 or own)
+    if config.max_time is not None:
+        seconds_of(config.max_time)
+
+
+def _check_freeze(names: list[str]) -> None:
+    """Which modules there are is found when the network is built."""
+    for name in names:
+        if not re.fullmatch(r"\w+(\.\w+)*", name):
+            raise ConfigError(f"freeze: expected names of modules, as in [conv1,bn1,layer1], got {name!r}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"freeze: expected each module once, got {twice[0]} twice; leave one out")
 
 
 def _check_epochs_or_steps(config: Config) -> None:

@@ -9,19 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resnet_train.config.dataset import (
-    CifarConfig,
-    DatasetConfig,
-    FashionMNISTConfig,
-    ImageFolderConfig,
-    SyntheticConfig,
-)
+from resnet_train.config.dataset import DatasetConfig, SyntheticConfig, image_size
 from resnet_train.config.model import ModelConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
-
-CIFAR_IMAGE_SIZE = 32
-FASHION_MNIST_IMAGE_SIZE = 28
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Convolution:
 def data_need(dataset: DatasetConfig, num_images: int) -> Need:
     """The images of all splits in host memory, one byte a channel, and their labels."""
     size = image_size(dataset)
-    images = num_images * (3 * size * size + 8)
+    images = num_images * (dataset.channels * size * size + 8)
     what, key, patterns = f"{num_images:,} images of {size}x{size}", "dataset.image_size", 0
     if isinstance(dataset, SyntheticConfig):
         patterns = 12 * size * size * dataset.num_classes
@@ -57,12 +48,15 @@ def data_need(dataset: DatasetConfig, num_images: int) -> Need:
 
 
 def known_data_need(dataset: DatasetConfig) -> Need | None:
-    """`data_need` where the configuration says how many images there are; CIFAR fits everywhere."""
+    """`data_need` of synthetic images, of which there may be any number."""
     return data_need(dataset, dataset.num_train + dataset.num_test) if isinstance(dataset, SyntheticConfig) else None
 
 
 def weights_need(config: Config) -> Need:
-    """Weights and gradients in float32, with what the optimizer and the moving average keep of each weight."""
+    """Weights and gradients in float32, with what the optimizer and the moving average keep of each weight.
+
+    Of frozen ones only they themselves are sure: which modules ``freeze`` names is known to the network alone.
+    """
     weights = sum(one.kernel**2 * one.inplanes * one.planes for one in convolutions(config.model, 4))
     match config.optim:
         case AdamWConfig():
@@ -71,7 +65,7 @@ def weights_need(config: Config) -> Need:
             kept = int(config.optim.momentum > 0)
         case _:
             kept = 0
-    copies = 2 + kept + (config.ema_decay is not None)
+    copies = (1 if config.freeze else 2 + kept) + (config.ema_decay is not None)
     model = config.model
     return Need(
         4 * weights * copies,
@@ -82,28 +76,19 @@ def weights_need(config: Config) -> Need:
 
 
 def activations_need(config: Config) -> Need:
-    """What every convolution has read, which its gradient needs, for one micro-batch; two bytes a value at least."""
+    """What every convolution has read, which its gradient needs, for one micro-batch; two bytes a value at least.
+
+    Frozen ones have none to compute: then nothing is sure.
+    """
     size = image_size(config.dataset)
     values = sum(one.inplanes * one.size**2 for one in convolutions(config.model, size))
-    images = config.batch_size // config.accumulate
+    images = 0 if config.freeze else config.batch_size // config.accumulate
     return Need(
         2 * values * images,
         f"what the layers keep of {images:,} images of {size}x{size}",
         "batch_size",
         "make it smaller, or split each batch with a larger accumulate",
     )
-
-
-def image_size(dataset: DatasetConfig) -> int:
-    """Height and width of the images in pixels."""
-    match dataset:
-        case CifarConfig():
-            return CIFAR_IMAGE_SIZE
-        case FashionMNISTConfig():
-            return FASHION_MNIST_IMAGE_SIZE
-        case ImageFolderConfig() | SyntheticConfig():
-            return dataset.image_size
-    raise AssertionError(f"no image size for {type(dataset).__name__}")
 
 
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

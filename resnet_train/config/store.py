@@ -15,10 +15,19 @@ from omegaconf import OmegaConf
 from resnet_train.config.dataset import (
     Cifar10Config,
     Cifar100Config,
+    EuroSATConfig,
     FashionMNISTConfig,
     ImageFolderConfig,
+    ImagenetteConfig,
+    KMNISTConfig,
+    MedMNISTConfig,
+    MNISTConfig,
+    STL10Config,
+    SVHNConfig,
     SyntheticConfig,
+    TinyImageNetConfig,
 )
+from resnet_train.config.medmnist import SUBSETS
 from resnet_train.config.model import CifarResNetConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
 from resnet_train.config.run import Config
@@ -30,9 +39,17 @@ SCHEMA: dict[str, type] = {
     "model/resnet": ResNetConfig,
     "dataset/cifar10": Cifar10Config,
     "dataset/cifar100": Cifar100Config,
+    "dataset/eurosat": EuroSATConfig,
     "dataset/fashion_mnist": FashionMNISTConfig,
     "dataset/imagefolder": ImageFolderConfig,
+    "dataset/imagenette": ImagenetteConfig,
+    "dataset/kmnist": KMNISTConfig,
+    "dataset/medmnist": MedMNISTConfig,
+    "dataset/mnist": MNISTConfig,
+    "dataset/stl10": STL10Config,
+    "dataset/svhn": SVHNConfig,
     "dataset/synthetic": SyntheticConfig,
+    "dataset/tiny_imagenet": TinyImageNetConfig,
     "optim/sgd": SGDConfig,
     "optim/adamw": AdamWConfig,
     "schedule/cosine": CosineConfig,
@@ -46,11 +63,23 @@ def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema/...``, which the YAML files name first in their defaults."""
     OmegaConf.register_new_resolver("job_id", job_id, replace=True)
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("each", each, replace=True)
+    OmegaConf.register_new_resolver("medmnist_channels", medmnist_channels, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     for path, node in SCHEMA.items():
         group, name = path.split("/")
         store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def each(value: float, channels: int) -> list[float]:
+    """``value`` for each of the channels: ``${each:0.2860,${.channels}}``."""
+    return [float(value)] * (1 if channels == 1 else 3)
+
+
+def medmnist_channels(subset: str) -> int:
+    """Channels of a subset of MedMNIST as it was published; 3 for one that there is not, which is refused later."""
+    return SUBSETS[subset].channels if subset in SUBSETS else 3
 
 
 def job_id(overrides: str) -> str:

@@ -1,7 +1,7 @@
 """Augmentation of whole batches: pure functions of the images and of draws that the caller passes in.
 
-Images stay uint8 ``(N, H, W, 3)`` until `normalise`; crop and flip are one gather from the data set itself, without a
-padded copy of it. Each function works on any device and gives the same values on all of them.
+Images stay uint8 ``(N, H, W, C)``, of 1 or 3 channels, until `normalise`; crop and flip are one gather from the data
+set itself, without a padded copy of it. Each function works on any device and gives the same values on all of them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def crop_flip(images: Tensor, draws: Draws, *, padding: int, mode: CropMode) -> 
     at ``(offset_y, offset_x)``, then mirroring it left to right where ``flip`` is true.
 
     Args:
-        images: uint8 ``(N, H, W, 3)``.
+        images: uint8 ``(N, H, W, C)``.
         draws: on the device of ``images``.
         padding: pixels on each side.
         mode: what lies beyond the border.
 
     Returns:
-        uint8 ``(B, H, W, 3)``.
+        uint8 ``(B, H, W, C)``.
     """
     height, width = images.shape[1:3]
     device = images.device
@@ -83,7 +83,7 @@ def crop_flip(images: Tensor, draws: Draws, *, padding: int, mode: CropMode) -> 
 def crop_flip_normalise(
     images: Tensor, draws: Draws, *, padding: int, mode: CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """`crop_flip`, then `normalise`, all on one device: float32 ``(B, 3, H, W)`` in channels_last."""
+    """`crop_flip`, then `normalise`, all on one device: float32 ``(B, C, H, W)`` in channels_last."""
     return normalise(crop_flip(images, draws, padding=padding, mode=mode), mean, std)
 
 
@@ -104,13 +104,19 @@ def reflect(position: Tensor, size: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` float32 in channels_last, with mean 0 and deviation 1 per channel.
+    """``(B, H, W, C)`` uint8 to ``(B, C, H, W)`` float32 in channels_last, with mean 0 and deviation 1 per channel.
 
-    ``mean`` and ``std`` ``(3,)`` are in units of the full range, as torchvision's ``Normalize`` takes them.
+    ``mean`` and ``std`` ``(C,)`` are in units of the full range, as torchvision's ``Normalize`` takes them.
     """
     scale = (255 * std).reciprocal()[:, None, None]
     shift = (-mean / std)[:, None, None]
     return images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
+
+
+def normalised_bytes(mean: Tensor, std: Tensor) -> Tensor:
+    """What `normalise` makes of each byte: float32 ``(channels, 256)``, for kernels that look values up."""
+    bytes_ = torch.arange(256, dtype=torch.uint8, device=mean.device)[None, :, None, None]
+    return normalise(bytes_.expand(1, 256, 1, len(mean)), mean, std).reshape(len(mean), 256).contiguous()
 
 
 def box(centre: Tensor, length: int, size: int) -> Tensor:
@@ -122,7 +128,7 @@ def box(centre: Tensor, length: int, size: int) -> Tensor:
 def cutout(images: Tensor, *, centre_y: Tensor, centre_x: Tensor, size: int) -> Tensor:
     """Set a square of ``size`` pixels around each centre to 0, the mean colour (DeVries and Taylor 2017, 1708.04552).
 
-    ``images`` ``(B, 3, H, W)`` normalised; centres ``(B,)`` anywhere in the image, so squares may stick out of it.
+    ``images`` ``(B, C, H, W)`` normalised; centres ``(B,)`` anywhere in the image, so squares may stick out of it.
     """
     height, width = images.shape[2:]
     inside = box(centre_y, size, height)[:, :, None] & box(centre_x, size, width)[:, None, :]  # (B, H, W)
@@ -132,7 +138,7 @@ def cutout(images: Tensor, *, centre_y: Tensor, centre_x: Tensor, size: int) -> 
 def mixup(images: Tensor, targets: Tensor, *, permutation: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """Blend each image and target with those at ``permutation`` (Zhang et al. 2017, 1710.09412).
 
-    ``images`` ``(B, 3, H, W)``, ``targets`` ``(B, classes)``, ``permutation`` ``(B,)`` indices into the batch, ``lam``
+    ``images`` ``(B, C, H, W)``, ``targets`` ``(B, classes)``, ``permutation`` ``(B,)`` indices into the batch, ``lam``
     in ``[0, 1]`` is the weight of the first.
     """
     return (

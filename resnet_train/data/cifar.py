@@ -5,55 +5,35 @@ A folder, an archive or a mirror is as good as another, and no byte is used that
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
-import logging
 import pickle
-import shutil
-import tarfile
-import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_train.config.dataset import Cifar10Config, Cifar100Config, CifarConfig
-from resnet_train.data.download import MirrorError, fetch_from_mirrors
-from resnet_train.data.files import Files, Images, folder_of, locked, md5_of, one_line_errors
+from resnet_train.data.archive import Archive, obtain
+from resnet_train.data.files import Files, Images, one_line_errors
+from resnet_train.data.published import TIMEOUT_SECONDS, check_md5, md5_of_bytes, source_of
 from resnet_train.errors import ConfigError
-from resnet_train.runs.atomic import replace
 from resnet_train.runs.data_identity import identify
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Archive:
-    """A data set as it was published: a .tar.gz of pickled batches, and the MD5 of all that is read from it."""
+class CifarArchive(Archive):
+    """A .tar.gz of pickled batches."""
 
-    title: str
-    filename: str
-    md5: str
-    folder: str  # the one that the archive holds
-    train: dict[str, str]  # file to MD5, in the order of the images
-    test: dict[str, str]
-    meta: dict[str, str]
-    label_key: bytes
-    classes_key: bytes
-
-    @property
-    def files(self) -> dict[str, str]:
-        """All files that are read, with their MD5."""
-        return self.train | self.test | self.meta
+    label_key: bytes = b"labels"
+    classes_key: bytes = b"label_names"
 
 
 # The sums of the archives stand on https://www.cs.toronto.edu/~kriz/cifar.html, those of the files in torchvision
 # 0.29, datasets/cifar.py.
-CIFAR10 = Archive(
+CIFAR10 = CifarArchive(
     title="CIFAR-10",
     filename="cifar-10-python.tar.gz",
     md5="c58f30108f718f92721af3b95e74349a",
@@ -70,7 +50,7 @@ CIFAR10 = Archive(
     label_key=b"labels",
     classes_key=b"label_names",
 )
-CIFAR100 = Archive(
+CIFAR100 = CifarArchive(
     title="CIFAR-100",
     filename="cifar-100-python.tar.gz",
     md5="eb9058c3a382ffc7106e4002c42a8d85",
@@ -83,21 +63,18 @@ CIFAR100 = Archive(
 )
 
 
-def load_cifar(dataset: CifarConfig, *, timeout_seconds: float = 30.0) -> Files:
+def load_cifar(dataset: CifarConfig, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Files:
     """Read CIFAR, after getting and unpacking it where needed; ``timeout_seconds`` without a byte end a download.
 
     Images are ``(50_000, 32, 32, 3)`` and ``(10_000, 32, 32, 3)``, in the order of the files. Raises `ConfigError`
     where files are missing, cannot be downloaded, are corrupt, or cannot be written.
     """
-    archive, root = archive_of(dataset), folder_of(dataset.root)
-    with one_line_errors(root):
-        folder = obtain(
-            archive, root, mirrors=dataset.mirrors, download=dataset.download, timeout_seconds=timeout_seconds
-        )
-        return read_batches(archive, folder)
+    archive, source = archive_of(dataset), source_of(dataset, timeout_seconds=timeout_seconds)
+    with one_line_errors(source.root):
+        return read_batches(archive, obtain(archive, source))
 
 
-def archive_of(dataset: CifarConfig) -> Archive:
+def archive_of(dataset: CifarConfig) -> CifarArchive:
     """What was published under the name that the configuration asks for."""
     match dataset:
         case Cifar10Config():
@@ -107,122 +84,7 @@ def archive_of(dataset: CifarConfig) -> Archive:
     raise AssertionError(f"no archive for {type(dataset).__name__}")
 
 
-def locate(archive: Archive, root: Path) -> Path | None:
-    """The folder with all files of the data set, in ``root`` or ``root`` itself; None if there is none."""
-    for folder in (root / archive.folder, root):
-        if all((folder / name).is_file() for name in archive.files):
-            return folder
-    return None
-
-
-def check_obtainable(archive: Archive, root: Path, *, mirrors: Sequence[str], download: bool) -> None:
-    """Raise `ConfigError` if there is neither folder nor archive, and no mirror to ask."""
-    if locate(archive, root) or (root / archive.filename).is_file() or (download and mirrors):
-        return
-    folder = root / archive.folder
-    absent = next((name for name in archive.files if not (folder / name).is_file()), None)
-    got = f"{archive.folder}/ without {absent}" if folder.is_dir() else "neither"
-    if download:
-        got += ", and no dataset.mirrors to get it from"
-    raise ConfigError(
-        f"dataset.root: expected {archive.folder}/ or {archive.filename} in {root}, got {got}; "
-        f"add dataset.download=true, {other_ways(archive)}"
-    )
-
-
-def other_ways(archive: Archive) -> str:
-    """How to do without a download, as the end of a message."""
-    return (
-        f"or name the folder that holds {archive.folder}/ or {archive.filename} with dataset.root=FOLDER or the "
-        f"environment variable RESNET_TRAIN_DATA, or take dataset=synthetic, which needs no file"
-    )
-
-
-def obtain(
-    archive: Archive, root: Path, *, mirrors: Sequence[str], download: bool, timeout_seconds: float = 30.0
-) -> Path:
-    """Return the folder that holds all files of the data set, unpacking or downloading the archive where needed.
-
-    An archive that lies in ``root`` stays there; one that was downloaded is removed once it is unpacked. Processes that
-    come at the same time wait for the first. Raises `ConfigError` where the data cannot be had, ``OSError`` where
-    ``root`` cannot be written.
-    """
-    check_obtainable(archive, root, mirrors=mirrors, download=download)
-    if folder := locate(archive, root):
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f"{archive.filename}.lock"):
-        if folder := locate(archive, root):  # another process was here first
-            return folder
-        path = root / archive.filename
-        if path.is_file():
-            check_md5(path, archive.md5, md5_of(path))
-            return unpack(archive, path, root)
-        part = root / f"{archive.filename}.part"
-        download_archive(archive, part, mirrors, timeout_seconds=timeout_seconds)
-        folder = unpack(archive, part, root)
-        part.unlink()
-        return folder
-
-
-def download_archive(archive: Archive, part: Path, mirrors: Sequence[str], *, timeout_seconds: float) -> None:
-    """Bring the archive, verified, to ``part``; raises `ConfigError` if no mirror delivers it."""
-    try:
-        fetch_from_mirrors(mirrors, part, archive.md5, title=archive.title, timeout_seconds=timeout_seconds)
-    except MirrorError as error:
-        again = "run again, the download continues where it stopped" if part.is_file() else "try again later"
-        raise ConfigError(
-            f"dataset.mirrors: expected {archive.filename} from one of {len(mirrors)}, got {error}; {again}, "
-            f"{other_ways(archive)}"
-        ) from error
-
-
-def unpack(archive: Archive, path: Path, root: Path) -> Path:
-    """Unpack the files that are read into their folder under ``root``, and return it.
-
-    They are unpacked aside, under names from `Archive.files` and never from the archive, and each is moved into its
-    place when all are complete. Raises `ConfigError` for a member that lies outside the folder or is not a plain file.
-    """
-    folder = root / archive.folder
-    logger.info("unpacking %s to %s", archive.filename, folder)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{archive.folder}-") as aside, tarfile.open(path) as tar:
-        for member in tar:
-            name = wanted_name(archive, path, member)
-            if name is None:
-                continue
-            source = tar.extractfile(member)
-            assert source is not None  # a regular file
-            with source, Path(aside, name).open("wb") as target:
-                shutil.copyfileobj(source, target)
-        folder.mkdir(exist_ok=True)
-        for name in archive.files:
-            replace(Path(aside, name), folder / name)
-    return folder
-
-
-def wanted_name(archive: Archive, path: Path, member: tarfile.TarInfo) -> str | None:
-    """Which of the files ``member`` is, or None if it is none of them (a read-me, the folder itself)."""
-    parts = PurePosixPath(member.name).parts
-    inside = parts[:1] == (archive.folder,) and ".." not in parts
-    name = parts[1] if len(parts) == 2 and parts[1] in archive.files else None
-    if not inside or (name and not member.isreg()):
-        raise ConfigError(
-            f"{path}: expected plain files in {archive.folder}/, got the member {member.name!r}; delete the archive "
-            f"and run again with dataset.download=true, or provide it again"
-        )
-    return name
-
-
-def check_md5(path: Path, expected: str, got: str) -> None:
-    """Raise `ConfigError` if a file is not the one that was published."""
-    if got != expected:
-        raise ConfigError(
-            f"{path}: expected MD5 {expected}, got {got}: the file is corrupt; delete it and run again with "
-            f"dataset.download=true, or provide it again"
-        )
-
-
-def read_batches(archive: Archive, folder: Path) -> Files:
+def read_batches(archive: CifarArchive, folder: Path) -> Files:
     """Read all files of an unpacked archive; raises `ConfigError` for the first that is corrupt."""
     with ThreadPoolExecutor() as pool:  # digests and copies of whole files let other threads run
         train, test = (
@@ -254,7 +116,7 @@ def join_batches(batches: list[dict[bytes, Any]], label_key: bytes, pool: Thread
 def read_verified(path: Path, md5: str) -> dict[bytes, Any]:
     """Unpickle the very bytes whose MD5 was checked; raises `ConfigError` if they are not what was published."""
     content = path.read_bytes()
-    check_md5(path, md5, hashlib.md5(content, usedforsecurity=False).hexdigest())
+    check_md5(path, md5, md5_of_bytes(content))
     try:
         batch: dict[bytes, Any] = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError as error:

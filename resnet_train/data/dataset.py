@@ -11,15 +11,24 @@ from torch.nn import functional as F
 from resnet_train.config.dataset import (
     CifarConfig,
     DatasetConfig,
-    FashionMNISTConfig,
+    IdxConfig,
+    ImageArchiveConfig,
     ImageFolderConfig,
+    MedMNISTConfig,
+    STL10Config,
+    SVHNConfig,
     SyntheticConfig,
     num_train_images,
 )
 from resnet_train.data.cifar import load_cifar
-from resnet_train.data.files import Files
-from resnet_train.data.idx import load_fashion_mnist
+from resnet_train.data.decode import with_channels
+from resnet_train.data.files import Files, Images
+from resnet_train.data.idx import load_idx
+from resnet_train.data.image_archive import load_image_archive
 from resnet_train.data.imagefolder import load_imagefolder
+from resnet_train.data.medmnist import load_medmnist
+from resnet_train.data.stl10 import load_stl10
+from resnet_train.data.svhn import load_svhn
 from resnet_train.runs.data_identity import DataIdentity, identify
 from resnet_train.seeding import derive, generator
 
@@ -28,7 +37,7 @@ SYNTHETIC_CHUNK = 4096  # images made at a time: bounds the memory beside the da
 
 @dataclass(frozen=True)
 class Split:
-    """Images as they are: uint8 ``(N, H, W, 3)``, and their labels, int64 ``(N,)``."""
+    """Images as they are: uint8 ``(N, H, W, C)`` of 1 or 3 channels, and their labels, int64 ``(N,)``."""
 
     images: Tensor
     labels: Tensor
@@ -78,28 +87,23 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     Which images are held out, and which remain with ``train_size``, depends on the seed, and on the names of the images
     where they have any. Raises `ConfigError` where files are missing or corrupt, or too few.
     """
+    val: Split | None = None
     names: tuple[str, ...] = ()
     left_out = taken = ""
-    val: Split | None = None
-    match config:
-        case SyntheticConfig():
-            train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
-            classes = tuple(f"pattern {label}" for label in range(config.num_classes))
-            images = {"train": config.num_train, "test": config.num_test}
-            identity = identify(classes, images, f"synthetic, {config.image_size} pixels")
-        case CifarConfig() | FashionMNISTConfig() | ImageFolderConfig():
-            files = read_files(config)
-            # torch refuses read-only memory, which a memory map is: copy it
-            train, test = (
-                Split(torch.tensor(split.images), torch.from_numpy(split.labels), paths)
-                for split, paths in ((files.train, files.train_paths), (files.test, files.test_paths))
-            )
-            if files.val is not None:
-                val = Split(torch.tensor(files.val.images), torch.from_numpy(files.val.labels), files.val_paths)
-            classes, identity, names = files.classes, files.identity, files.names
-            left_out, taken = files.left_out, files.taken
-        case _:
-            raise TypeError(f"no data set for {type(config).__name__}")
+    if isinstance(config, SyntheticConfig):
+        train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
+        classes = tuple(f"pattern {label}" for label in range(config.num_classes))
+        images = {"train": config.num_train, "test": config.num_test}
+        identity = identify(classes, images, f"synthetic, {config.image_size} pixels")
+    else:
+        files = read_files(config)
+        train, test = (
+            split_from(split, config.channels, paths)
+            for split, paths in ((files.train, files.train_paths), (files.test, files.test_paths))
+        )
+        val = None if files.val is None else split_from(files.val, config.channels, files.val_paths)
+        classes, identity, names = files.classes, files.identity, files.names
+        left_out, taken = files.left_out, files.taken
     num_train = num_train_images(config, len(train))
     if num_train == len(train):
         return Dataset(train, val, test, classes, identity, left_out, taken)
@@ -110,15 +114,30 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out, taken)
 
 
-def read_files(config: CifarConfig | FashionMNISTConfig | ImageFolderConfig) -> Files:
+def split_from(images: Images, channels: int, paths: tuple[str, ...] = ()) -> Split:
+    """What a file held, in as many channels as are asked for."""
+    # torch refuses read-only memory, which a memory map is: copy it
+    return Split(torch.tensor(with_channels(images.images, channels)), torch.from_numpy(images.labels), paths)
+
+
+def read_files(config: DatasetConfig) -> Files:
     """What the files of a data set hold; raises `ConfigError` where they are missing or corrupt."""
     match config:
         case CifarConfig():
             return load_cifar(config)
-        case FashionMNISTConfig():
-            return load_fashion_mnist(config)
-        case _:
+        case IdxConfig():
+            return load_idx(config)
+        case MedMNISTConfig():
+            return load_medmnist(config)
+        case SVHNConfig():
+            return load_svhn(config)
+        case STL10Config():
+            return load_stl10(config)
+        case ImageArchiveConfig():
+            return load_image_archive(config)
+        case ImageFolderConfig():
             return load_imagefolder(config)
+    raise TypeError(f"no data set for {type(config).__name__}")
 
 
 def draw_order(num_images: int, names: tuple[str, ...], *, seed: int) -> Tensor:
@@ -149,4 +168,4 @@ def synthetic(config: SyntheticConfig, num_images: int, split: str) -> Split:
         clean = patterns[chunk_labels[:, None, None], rows[:, :, None], columns[:, None, :]]
         noise = torch.randn(clean.shape, generator=draws)
         chunk.copy_((255 * (0.25 + 0.5 * clean + 0.1 * noise)).clamp(0, 255))
-    return Split(images, labels)
+    return Split(torch.from_numpy(with_channels(images.numpy(), config.channels)), labels)

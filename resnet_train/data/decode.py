@@ -39,23 +39,23 @@ def image_endings() -> frozenset[str]:
     return frozenset(name for name, kind in endings.items() if kind in Image.OPEN and kind not in unreadable)
 
 
-def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
-    """Read an image as ``(image_size, image_size, 3)``: upright, the largest square of its centre, scaled.
+def decode(path: Path, image_size: int, *, channels: int = 3) -> NDArray[np.uint8]:
+    """Read an image as ``(image_size, image_size, channels)``: upright, the largest square of its centre, scaled.
 
-    Bicubic, averaging over all pixels where it shrinks. Of an animation the first frame counts. Raises
-    `UnreadableImage` for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179 million
-    pixels).
+    ``channels``: 3, or 1 for grey. Bicubic, averaging over all pixels where it shrinks. Of an animation the first frame
+    counts. Raises `UnreadableImage` for whatever is not a complete image, or is suspiciously large (Pillow's limit: 179
+    million pixels).
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return squared(image, image_size)
+            return squared(image, image_size, channels=channels)
     except Exception as error:  # decoders of corrupt files raise nearly anything, from SyntaxError to struct.error
         raise UnreadableImage(path, unreadable(path, error)) from error
 
 
-def squared(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+def squared(image: Image.Image, image_size: int, *, channels: int = 3) -> NDArray[np.uint8]:
     """An open image as `decode` returns it; raises whatever its decoder does.
 
     What would change nothing is left out: of a small image that is as it should be, the copies are half the time.
@@ -69,7 +69,23 @@ def squared(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     if square.size != (image_size, image_size):
         # The square is cut out before it is scaled: the same pixels, and a strip of 1 x 10,000 stays small.
         square = ImageOps.fit(square, (image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(square, dtype=np.uint8)
+    return with_channels(np.asarray(square, dtype=np.uint8), channels)
+
+
+def with_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Images ``(..., C)`` of 1 or 3 channels as ``(..., channels)``.
+
+    Grey becomes three equal channels. Colour becomes its luma, 0.299 red, 0.587 green and 0.114 blue (ITU-R BT.601), by
+    the very integers of Pillow's mode L, which gives three equal channels back as they were.
+    """
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    grey = np.empty((*images.shape[:-1], 1), np.uint8)
+    for part, whole in zip(grey, images, strict=True):  # of one image, or a row: 32-bit copies of all would be large
+        part[..., 0] = (whole @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16
+    return grey
 
 
 def unreadable(path: Path, error: Exception) -> str:

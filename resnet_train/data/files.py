@@ -21,7 +21,7 @@ from resnet_train.runs.lock import hold
 class Images:
     """Decoded images of one split."""
 
-    images: NDArray[np.uint8]  # (N, H, W, 3); may be a memory map, which cannot be written to
+    images: NDArray[np.uint8]  # (N, H, W, C), grey or RGB; may be a memory map, which cannot be written to
     labels: NDArray[np.int64]  # (N,)
 
 

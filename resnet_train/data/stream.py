@@ -63,7 +63,7 @@ class TrainData:
             self._places = torch.arange(batch_size, device=device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images ``(B, 3, H, W)`` float32, and their labels.
+        """Images ``(B, C, H, W)`` float32, and their labels.
 
         Labels are int64 ``(B,)``, or with mixup or CutMix a distribution, float32 ``(B, num_classes)``.
         """
@@ -167,7 +167,7 @@ class EvalData:
         self.device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``(B, 3, H, W)`` float32, labels ``(B,)``; the last batch may be smaller."""
+        """Images ``(B, C, H, W)`` float32, labels ``(B,)``; the last batch may be smaller."""
         for images, labels in zip(
             self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True
         ):

@@ -132,7 +132,8 @@ def alone(spec: Spec, file: str) -> str:
     lines += ["from PIL import Image, ImageOps", ""]
     lines += [
         'image = ImageOps.exif_transpose(Image.open("cat.png")).convert("RGB")',
-        f"pixels = np.asarray(ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC))",
+        f"image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC)",
+        "pixels = np.asarray(image)" if spec.channels == 3 else 'pixels = np.asarray(image.convert("L"))[..., None]',
     ]
     if spec.raw:
         lines.append(f"normalised = (pixels / 255 - {list(spec.mean)}) / {list(spec.std)}")

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resnet_train.config.dataset import CifarConfig
-from resnet_train.config.size import image_size
+from resnet_train.config.dataset import PublishedConfig, image_size
 from resnet_train.data.dataset import load_dataset
 from resnet_train.data.decode import decode, image_endings
 from resnet_train.errors import ConfigError, RunError
@@ -31,7 +30,7 @@ class Check:
 
 
 def compare(network: Network, original: Network, batches: Iterable[Tensor]) -> Check:
-    """Run both on ``batches`` of uint8 ``(N, S, S, 3)``.
+    """Run both on ``batches`` of uint8 ``(N, S, S, C)``.
 
     Raises `RunError` where a class differs, or a probability by more than `TOLERANCE`.
     """
@@ -53,18 +52,18 @@ def compare(network: Network, original: Network, batches: Iterable[Tensor]) -> C
 
 
 def in_batches(images: Tensor) -> Sequence[Tensor]:
-    """As many of ``images`` ``(N, S, S, 3)`` as `BATCHES` want, from all over them; repeated where there are fewer."""
+    """As many of ``images`` ``(N, S, S, C)`` as `BATCHES` want, from all over them; repeated where there are fewer."""
     wanted = sum(BATCHES)
     return torch.split(images[torch.arange(wanted) * len(images) // wanted], list(BATCHES))
 
 
 def own_images(trained: Trained, *, may_download: bool = False) -> Tensor:
-    """The test images of the run's data set, uint8 ``(N, S, S, 3)``.
+    """The test images of the run's data set, uint8 ``(N, S, S, C)``.
 
     Raises `ConfigError` where they are not at hand; whether the run itself might download them is no matter here.
     """
     dataset = trained.config.dataset
-    if isinstance(dataset, CifarConfig):
+    if isinstance(dataset, PublishedConfig):
         dataset = replace(dataset, download=may_download)
     try:
         images = load_dataset(dataset, seed=trained.config.seed).test.images
@@ -76,7 +75,7 @@ def own_images(trained: Trained, *, may_download: bool = False) -> Tensor:
 
 
 def given_images(paths: Iterable[Path], trained: Trained) -> Tensor:
-    """Images in files and in folders at any depth, prepared for the network: uint8 ``(N, S, S, 3)``.
+    """Images in files and in folders at any depth, prepared for the network: uint8 ``(N, S, S, C)``.
 
     Of many, as many as `in_batches` takes. Raises `ConfigError` for what cannot be read.
     """
@@ -87,5 +86,5 @@ def given_images(paths: Iterable[Path], trained: Trained) -> Tensor:
             raise ConfigError(f"--images: expected a folder with images, got {path}, which holds none")
         found += sorted(inside)
     wanted = min(len(found), sum(BATCHES))
-    size = image_size(trained.config.dataset)
-    return stacked([decode(found[number * len(found) // wanted], size) for number in range(wanted)])
+    size, channels = image_size(trained.config.dataset), trained.config.dataset.channels
+    return stacked([decode(found[number * len(found) // wanted], size, channels=channels) for number in range(wanted)])

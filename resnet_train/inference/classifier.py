@@ -1,6 +1,6 @@
 """A trained network to ask: ``resnet_train.load("outputs/...").predict(["cat.png"])``.
 
-Whatever the network lies in (a run, a checkpoint, a file of ``resnet-export``), it takes bytes ``(N, S, S, 3)`` and
+Whatever the network lies in (a run, a checkpoint, a file of ``resnet-export``), it takes bytes ``(N, S, S, C)`` and
 gives logits ``(N, classes)``: that is the seam, `Network`.
 """
 
@@ -37,7 +37,7 @@ class Network(Protocol):
     """A network by whatever runtime."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits or log-probabilities float32 ``(N, classes)`` on the CPU, of uint8 images ``(N, S, S, 3)``."""
+        """Logits or log-probabilities float32 ``(N, classes)`` on the CPU, of uint8 images ``(N, S, S, C)``."""
         ...
 
 
@@ -112,11 +112,11 @@ class Classifier:
         return self.spec.image_size
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits or log-probabilities float32 ``(N, classes)`` of uint8 images ``(N, S, S, 3)``, a batch at a time."""
+        """Logits or log-probabilities float32 ``(N, classes)`` of uint8 images ``(N, S, S, C)``, a batch at a time."""
         return torch.cat([self.network(batch) for batch in images.split(self.batch_size)])
 
     def answer(self, images: Tensor) -> list[Prediction]:
-        """Predictions for uint8 images ``(N, S, S, 3)``; raises `RunError` for a network whose training diverged."""
+        """Predictions for uint8 images ``(N, S, S, C)``; raises `RunError` for a network whose training diverged."""
         probabilities = self.logits(images).double().softmax(1)
         if not probabilities.isfinite().all():
             raise RunError(f"{self.origin}: expected probabilities from the network, got NaN: its training diverged")
@@ -146,7 +146,7 @@ class Classifier:
         device: torch.device | None = getattr(self.network, "device", None)
         return answers(
             (self._source(number, image) for number, image in enumerate(images)),
-            read=lambda path: decode(Path(path), self.image_size),
+            read=lambda path: decode(Path(path), self.image_size, channels=self.spec.channels),
             compute=lambda pixels: self.answer(stacked(pixels)),
             pace=pace(self.batch_size, device),
         )
@@ -156,13 +156,15 @@ class Classifier:
         if isinstance(image, str | Path):
             return image
         try:
-            return prepared(image, self.image_size, number=number)
+            return prepared(image, self.image_size, channels=self.spec.channels, number=number)
         except ConfigError as error:
             return error
 
 
-def prepared(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *, number: int) -> NDArray[np.uint8]:
-    """An image in memory as the network was trained on: ``(image_size, image_size, 3)``.
+def prepared(
+    image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *, channels: int, number: int
+) -> NDArray[np.uint8]:
+    """An image in memory as the network was trained on: ``(image_size, image_size, channels)``.
 
     Raises `ConfigError` that names it by its ``number``.
     """
@@ -171,8 +173,9 @@ def prepared(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *,
     try:
         if isinstance(image, bytes):
             with Image.open(io.BytesIO(image)) as opened:
-                return squared(opened, image_size)
-        return squared(image if isinstance(image, Image.Image) else Image.fromarray(image), image_size)
+                return squared(opened, image_size, channels=channels)
+        held = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return squared(held, image_size, channels=channels)
     except Exception as error:  # decoders of corrupt files raise nearly anything
         kinds = "a path, the bytes of an image file, a Pillow image or an array of uint8"
         got = f"{type(image).__name__}: {undecodable(error)}"
@@ -180,7 +183,7 @@ def prepared(image: bytes | NDArray[np.uint8] | Image.Image, image_size: int, *,
 
 
 def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Images ``(S, S, 3)`` as one tensor ``(N, S, S, 3)``."""
+    """Images ``(S, S, C)`` as one tensor ``(N, S, S, C)``."""
     return torch.from_numpy(np.stack(images))
 
 

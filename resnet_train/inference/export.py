@@ -44,7 +44,7 @@ class Exported:
 
 
 class Deployed(nn.Module):
-    """A network with what stands before and behind it: uint8 ``(N, S, S, 3)`` to probabilities ``(N, classes)``."""
+    """A network with what stands before and behind it: uint8 ``(N, S, S, C)`` to probabilities ``(N, classes)``."""
 
     mean: Tensor
     std: Tensor
@@ -68,7 +68,7 @@ def export(trained: Trained, path: Path, *, card: Path, images: Tensor, raw: boo
         trained: the network as its run left it.
         path: ends in .onnx, .pt2 or .safetensors; what is there is replaced.
         card: a file of Markdown; what is there is replaced.
-        images: real ones, uint8 ``(N, S, S, 3)``, on which the file is tried.
+        images: real ones, uint8 ``(N, S, S, C)``, on which the file is tried.
         raw: normalised floats in and logits out, instead of bytes and probabilities. Of a safetensors file that is so
             in any case: it holds weights and no graph.
 
@@ -136,9 +136,10 @@ def write(network: nn.Module, spec: Spec, file: Path) -> None:
 
 def traced(network: nn.Module, spec: Spec) -> torch.export.ExportedProgram:
     """The graph of ``network`` for batches of any size on any device, without traces of the files it was traced in."""
-    size = spec.image_size
+    size, channels = spec.image_size, spec.channels
     # Two images: the axis of a batch of one is taken for a constant (pytorch#157621).
-    example = torch.zeros(2, 3, size, size) if spec.raw else torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    raw = torch.zeros(2, channels, size, size)
+    example = raw if spec.raw else torch.zeros(2, size, size, channels, dtype=torch.uint8)
     module = network if spec.raw else Deployed(network, spec).eval()
     program = torch.export.export(module, (example,), dynamic_shapes=_dynamic())
     for part in program.graph_module.modules():

@@ -71,10 +71,11 @@ def quiet() -> Iterator[None]:
 
 def _tried(network: OnnxNetwork | Pt2Network, path: Path) -> OnnxNetwork | Pt2Network:
     """``network``, if it gives for a black image what its metadata say; raises `ConfigError`."""
-    size, num_classes = network.spec.image_size, len(network.spec.classes)
+    spec = network.spec
+    size, num_classes = spec.image_size, len(spec.classes)
     try:
         with quiet():
-            shape = tuple(network(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape)
+            shape = tuple(network(torch.zeros(1, size, size, spec.channels, dtype=torch.uint8)).shape)
     except Exception as error:  # a runtime's own, many
         raise _corrupt(path, error) from error
     if shape != (1, num_classes):
@@ -192,7 +193,7 @@ def _load_safetensors(path: Path, device: torch.device) -> Classifier:
         if config.depth > len(weights):
             raise RuntimeError(f"{len(weights)} tensors for {config.depth} layers")
         with torch.device("meta"):  # shapes first: what they describe may be larger than any memory
-            model = build_model(config, num_classes=len(spec.classes), seed=0)
+            model = build_model(config, num_classes=len(spec.classes), seed=0, channels=spec.channels)
         expected = model.state_dict()
         floats = {name: one.to(expected[name].dtype) if name in expected else one for name, one in weights.items()}
         model.load_state_dict(floats, strict=True, assign=True)

@@ -33,15 +33,20 @@ class Spec:
     accuracy: float | None = None  # in [0, 1], on the test images, as the run's summary has it
     command: str = ""  # that trained it
     weights_sha256: str = ""  # `runs.weights.digest_of`
-    raw: bool = False  # of an exported file: normalised float32 (N, 3, S, S) in, logits out; else bytes, probabilities
+    raw: bool = False  # of an exported file: normalised float32 (N, C, S, S) in, logits out; else bytes, probabilities
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 (grey) or 3."""
+        return len(self.mean)
 
     @property
     def takes(self) -> str:
         """The input, in words."""
-        size = self.image_size
+        size, channels, kind = self.image_size, self.channels, "grey" if self.channels == 1 else "RGB"
         if self.raw:
-            return f"float32 (N, 3, {size}, {size}), RGB in [0, 1], less mean, divided by std"
-        return f"uint8 (N, {size}, {size}, 3), RGB"
+            return f"float32 (N, {channels}, {size}, {size}), {kind} in [0, 1], less mean, divided by std"
+        return f"uint8 (N, {size}, {size}, {channels}), {kind}"
 
     @property
     def gives(self) -> str:
@@ -80,7 +85,8 @@ def from_metadata(metadata: Mapping[str, str], *, path: object) -> Spec:
         isinstance(spec.model, dict)
         and all(isinstance(text, str) for text in texts)
         and all(type(number) in (int, float) and math.isfinite(number) for number in (*spec.mean, *spec.std))
-        and len(spec.mean) == len(spec.std) == 3
+        and len(spec.mean) == len(spec.std)
+        and spec.channels in (1, 3)
         and all(number > 0 for number in spec.std)
         and type(spec.image_size) is int
         and 1 <= spec.image_size <= 4096

@@ -28,7 +28,7 @@ MOST_WORKERS = 8  # reading small images holds Python's lock nearly all of the t
 CPU_BATCH = 128  # images of one thread at most: larger batches are no faster, and the first answer is later
 BATCH_BYTES = 1 << 23  # of files in a batch: a few large photographs are a second's work
 
-Pixels = NDArray[np.uint8]  # (S, S, 3)
+Pixels = NDArray[np.uint8]  # (S, S, C)
 Source = str | Path | Pixels | ConfigError  # to be read, read already, or found unreadable already
 Answer = TypeVar("Answer")
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.cli.compose import load_config
+from resnet_train.cli.overrides import key_of, values_of
+from resnet_train.config.dataset import image_size
 from resnet_train.config.run import Config
-from resnet_train.config.size import image_size
+from resnet_train.config.store import SCHEMA
 from resnet_train.errors import ConfigError
 from resnet_train.inference.classifier import Classifier, torch_classifier
 from resnet_train.inference.evaluation import Asked, own_score
@@ -134,9 +136,14 @@ def _exported(path: Path, overrides: Sequence[str], *, device: str) -> Subject:
     """A file of ``resnet-export``, on the data set that its metadata name."""
     classifier = load_exported(path, device=device)
     spec = classifier.spec
-    own = [f"dataset={spec.dataset}"] if not any(word.startswith("dataset=") for word in overrides) else []
-    if spec.dataset == "imagefolder":
-        own.append(f"dataset.image_size={spec.image_size}")
+    given = {key_of(override) for override in overrides}
+    option = (values_of(overrides, "dataset") or [spec.dataset])[-1]
+    wanted = {"dataset": spec.dataset, "dataset.channels": spec.channels}
+    # The file normalises by itself, but a configuration has as many numbers as channels:
+    wanted |= {"dataset.mean": list(spec.mean), "dataset.std": list(spec.std)}
+    if getattr(SCHEMA.get(f"dataset/{option}"), "IMAGE_SIZE", 0) is None:
+        wanted["dataset.image_size"] = spec.image_size
+    own = [f"{key}={value}" for key, value in wanted.items() if key not in given]
     config = load_config([*own, *overrides])
     if image_size(config.dataset) != spec.image_size:
         raise ConfigError(

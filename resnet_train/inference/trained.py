@@ -12,8 +12,8 @@ from torch import nn
 
 from resnet_train.cli.compose import compose_saved
 from resnet_train.cli.overrides import parse
+from resnet_train.config.dataset import image_size
 from resnet_train.config.run import Config
-from resnet_train.config.size import image_size
 from resnet_train.errors import ConfigError
 from resnet_train.inference.find import checkpoint_of
 from resnet_train.inference.spec import Spec
@@ -112,7 +112,13 @@ def build_network(config: Config, plan: Plan, weights: Weights, *, num_classes: 
 
     Raises `ConfigError` where the weights are of another network; ``source`` begins its line.
     """
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
+    model = build_model(
+        config.model,
+        num_classes=num_classes,
+        seed=config.seed,
+        channels=config.dataset.channels,
+        channels_last=plan.channels_last,
+    )
     plan.backend.convert(model)
     load_weights(model, weights, source=source, classifier_may_differ=False)
     return model.to(plan.device).eval().requires_grad_(False)

@@ -198,15 +198,14 @@ def crop_flip_normalise(
     images: Tensor, draws: augment.Draws, *, padding: int, mode: augment.CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
     """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it."""
-    count, height, width = len(draws), *images.shape[1:3]
-    bytes_ = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
-    table = augment.normalise(bytes_, mean, std).reshape(3, 256).contiguous()
+    count, height, width, channels = len(draws), *images.shape[1:]
+    table = augment.normalised_bytes(mean, std)
     drawn = (draws.index, draws.offset_y, draws.offset_x, draws.flip)
     index, offset_y, offset_x, flip = (tensor.contiguous() for tensor in drawn)
-    out = torch.empty(count, height, width, 3)
+    out = torch.empty(count, height, width, channels)
     native.load_batch().crop_flip_normalise(
         *pointers(images.contiguous(), index, offset_y, offset_x, flip),
-        *(count, height, width, padding, mode == "reflect"),
+        *(count, height, width, channels, padding, mode == "reflect"),
         *pointers(table, out),
     )
     return out.permute(0, 3, 1, 2)

@@ -19,19 +19,20 @@ def crop_flip_normalise(
     images: Tensor, draws: augment.Draws, *, padding: int, mode: augment.CropMode, mean: Tensor, std: Tensor
 ) -> Tensor:
     """`augment.crop_flip`, then `augment.normalise`, to the bit: the values are looked up in a table made by it."""
-    count, height, width = len(draws), *images.shape[1:3]
+    count, height, width, channels = len(draws), *images.shape[1:]
     if not (cuda.runs_on(images.device) and images.is_contiguous() and count):
         return augment.crop_flip_normalise(images, draws, padding=padding, mode=mode, mean=mean, std=std)
     drawn = (draws.index, draws.offset_y, draws.offset_x, draws.flip)
     index, offset_y, offset_x, flip = (tensor.contiguous() for tensor in drawn)
-    out = torch.empty(count, height, width, 3, dtype=torch.float32, device=images.device)
+    out = torch.empty(count, height, width, channels, dtype=torch.float32, device=images.device)
     from resnet_train.kernels import triton_batch  # there is Triton: `cuda.runs_on` has asked
 
     with cuda.on(images.device):
-        triton_batch.crop_flip_normalise[(count, -(-height * width * 3 // _BLOCK))](
+        triton_batch.crop_flip_normalise[(count, -(-height * width * channels // _BLOCK))](
             *(images, index, offset_y, offset_x, flip, _table(mean, std), out, padding),
             HEIGHT=height,
             WIDTH=width,
+            CHANNELS=channels,
             REFLECT=mode == "reflect",
             BLOCK=_BLOCK,
             num_warps=_WARPS,
@@ -41,7 +42,7 @@ def crop_flip_normalise(
 
 @dataclass(frozen=True)
 class _Table:
-    """The normalised value of each byte, ``(3, 256)``, and what it was made from.
+    """The normalised value of each byte, ``(channels, 256)``, and what it was made from.
 
     It holds mean and deviation themselves, so that no other tensor can come to be at their address: identity then
     means the same tensors, and the versions that nothing was written into them. To compare values would wait for the
@@ -60,17 +61,12 @@ _latest_table: _Table | None = None  # one is enough: a run has one mean
 def _table(mean: Tensor, std: Tensor) -> Tensor:
     global _latest_table
     if mean.is_inference() or std.is_inference():  # these have no versions
-        return _make_table(mean, std)
+        return augment.normalised_bytes(mean, std)
     versions = mean._version, std._version
     latest = _latest_table
     if latest is not None and latest.mean is mean and latest.std is std and latest.versions == versions:
         return latest.values
-    values = _make_table(mean, std)
+    values = augment.normalised_bytes(mean, std)
     if not (mean.is_cuda and torch.cuda.is_current_stream_capturing()):  # what is captured has not been computed yet
         _latest_table = _Table(mean, std, versions, values)
     return values
-
-
-def _make_table(mean: Tensor, std: Tensor) -> Tensor:
-    bytes_ = torch.arange(256, dtype=torch.uint8, device=mean.device)[None, :, None, None].expand(1, 256, 1, 3)
-    return augment.normalise(bytes_, mean, std).reshape(3, 256).contiguous()

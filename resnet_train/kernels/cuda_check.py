@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import get_args
 
 import torch
@@ -47,7 +48,7 @@ def _check_norm(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _check_batch(device: torch.device) -> None:
-    """Cut and mirrored in many ways, to the bit."""
+    """Colours and greys, cut and mirrored in many ways, to the bit."""
     random = torch.Generator().manual_seed(0)
 
     def drawn(limit: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -64,9 +65,10 @@ def _check_batch(device: torch.device) -> None:
     )
     images = drawn(256, 8, 12, 10, 3, dtype=torch.uint8)
     mean, std = torch.tensor([0.4, 0.5, 0.6], device=device), torch.tensor([0.2, 0.3, 0.25], device=device)
-    for mode in get_args(augment.CropMode):
+    for mode, channels in product(get_args(augment.CropMode), (3, 1)):
+        some = images[..., :channels].contiguous()
         found, expected = (
-            function(images, draws, padding=padding, mode=mode, mean=mean, std=std)
+            function(some, draws, padding=padding, mode=mode, mean=mean[:channels], std=std[:channels])
             for function in (cuda_batch.crop_flip_normalise, augment.crop_flip_normalise)
         )
         if not torch.equal(found, expected):

@@ -80,7 +80,7 @@ def load_batch() -> ctypes.CDLL:
     library = load("batch.cpp", FAST)
     pointer, count = ctypes.c_void_p, ctypes.c_long
     function = library.crop_flip_normalise
-    function.argtypes, function.restype = [*[pointer] * 5, *[count] * 4, ctypes.c_int, pointer, pointer], None
+    function.argtypes, function.restype = [*[pointer] * 5, *[count] * 5, ctypes.c_int, pointer, pointer], None
     return library
 
 

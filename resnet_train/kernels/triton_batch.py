@@ -18,18 +18,19 @@ def crop_flip_normalise(
     padding,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
     REFLECT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``images`` uint8 (N, HEIGHT, WIDTH, 3) to ``out`` float32 (count, HEIGHT, WIDTH, 3), by ``table`` (3, 256).
+    """``images`` uint8 (N, HEIGHT, WIDTH, CHANNELS) to ``out`` float32 (count, HEIGHT, WIDTH, CHANNELS).
 
-    Program ``(i, j)`` makes block ``j`` of image ``i``. With ``REFLECT``, what lies outside is mirrored at the border
-    pixel; else it is a black pixel.
+    By ``table`` (CHANNELS, 256). Program ``(i, j)`` makes block ``j`` of image ``i``. With ``REFLECT``, what lies
+    outside is mirrored at the border pixel; else it is a black pixel.
     """
     image = tl.program_id(0)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    size: tl.constexpr = HEIGHT * WIDTH * 3
-    channel, pixel = place % 3, place // 3
+    size: tl.constexpr = HEIGHT * WIDTH * CHANNELS
+    channel, pixel = place % CHANNELS, place // CHANNELS
     row, column = pixel // WIDTH, pixel % WIDTH
     column = tl.where(tl.load(flip + image), WIDTH - 1 - column, column)
     row += tl.load(offset_y + image).to(tl.int32) - padding
@@ -40,6 +41,6 @@ def crop_flip_normalise(
         column = tl.where(column >= WIDTH, 2 * (WIDTH - 1) - column, column)
     inside = (place < size) & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
     source = images + tl.load(index + image).to(tl.int64) * size
-    byte = tl.load(source + (row * WIDTH + column) * 3 + channel, mask=inside, other=0)
+    byte = tl.load(source + (row * WIDTH + column) * CHANNELS + channel, mask=inside, other=0)
     value = tl.load(table + channel * 256 + byte.to(tl.int32))
     tl.store(out + tl.cast(image, tl.int64) * size + place, value, mask=place < size)

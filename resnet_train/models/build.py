@@ -11,9 +11,9 @@ from resnet_train.seeding import seed_everything
 
 
 def build_model(
-    config: ModelConfig, *, num_classes: int, seed: int, channels_last: bool = True
+    config: ModelConfig, *, num_classes: int, seed: int, channels: int = 3, channels_last: bool = True
 ) -> CifarResNet | ResNet:
-    """The network on the CPU, its weights drawn from the seed alone."""
+    """The network on the CPU for images of ``channels``, its weights drawn from the seed alone."""
     variant = Variant(
         shortcut=config.shortcut,  # type: ignore[arg-type]  # checked in the configuration, as those below
         residual=config.residual,
@@ -29,9 +29,15 @@ def build_model(
     model: CifarResNet | ResNet
     match config:
         case CifarResNetConfig():
-            model = CifarResNet(config.depth, variant, num_classes=num_classes)
+            model = CifarResNet(config.depth, variant, num_classes=num_classes, channels=channels)
         case ResNetConfig():
-            model = ResNet(config.depth, variant, stem=config.stem, num_classes=num_classes)  # type: ignore[arg-type]
+            model = ResNet(
+                config.depth,
+                variant,
+                stem=config.stem,  # type: ignore[arg-type]
+                num_classes=num_classes,
+                channels=channels,
+            )
         case _:
             raise TypeError(f"no network for {type(config).__name__}")
     return model.to(memory_format=torch.channels_last) if channels_last else model

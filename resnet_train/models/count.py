@@ -23,7 +23,7 @@ class Layer:
     values_out: int
     pixels_out: int = 0  # of a convolution
     name: str = ""  # of the module: layer1.0.conv1
-    parameters: int = 0  # trainable scalars
+    parameters: int = 0  # scalars
     shape: tuple[int, ...] = ()  # of the output: (C, H, W), or (features,)
     kernel: int = 1  # pixels a side
     stride: int = 1
@@ -49,8 +49,8 @@ class Field:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Number of scalars in weights, scales, shifts and biases, frozen or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def multiply_adds(model: nn.Module, image_size: int) -> int:
@@ -66,7 +66,7 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 def trace(model: nn.Module, image_size: int) -> list[Layer]:
     """Every convolution, norm, pooling and fully connected layer that an image passes through, in this order.
 
-    Nothing is computed: a ``(1, 3, image_size, image_size)`` image without data (the meta device) passes through
+    Nothing is computed: a ``(1, channels, image_size, image_size)`` image without data (the meta device) passes through
     ``model`` with parameters that have no data either. The model itself is left as it was.
 
     Receptive fields are those of the longest path: a shortcut, which pads or has a 1x1 convolution, starts with the
@@ -116,12 +116,18 @@ def trace(model: nn.Module, image_size: int) -> list[Layer]:
         }
         model.eval()
         with torch.no_grad():
-            torch.func.functional_call(model, shadow, torch.empty(1, 3, image_size, image_size, device="meta"))
+            image = torch.empty(1, channels_of(model), image_size, image_size, device="meta")
+            torch.func.functional_call(model, shadow, image)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
     return found
+
+
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution."""
+    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def multiply_adds_of(module: nn.Module, output: Tensor) -> int:

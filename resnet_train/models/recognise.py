@@ -28,6 +28,7 @@ class Recognised:
     preactivation: bool
     conv_bias: bool
     num_classes: int
+    channels: int = 3  # of the images
 
 
 def recognise(shapes: Shapes) -> Recognised | None:
@@ -42,7 +43,7 @@ def recognise(shapes: Shapes) -> Recognised | None:
 def _guess(shapes: Shapes) -> Recognised | None:
     """By the first convolution, the classifier, and the number of blocks of each stage."""
     conv, classifier = shapes.get("conv1.weight", ()), shapes.get("fc.weight", ())
-    if len(conv) != 4 or len(classifier) != 2:
+    if len(conv) != 4 or conv[1] not in (1, 3) or len(classifier) != 2:
         return None
     blocks: dict[str, set[str]] = defaultdict(set)
     for found in filter(None, (re.match(r"layer(\d)\.(\d+)\.", name) for name in shapes)):
@@ -70,6 +71,7 @@ def _guess(shapes: Shapes) -> Recognised | None:
         preactivation="bn_last.weight" in shapes,
         conv_bias="conv1.bias" in shapes,
         num_classes=classifier[0],
+        channels=conv[1],
     )
 
 
@@ -82,10 +84,11 @@ def _shapes_of(network: Recognised) -> Shapes:
         init="default",
     )
     with torch.device("meta"):
+        sizes = {"num_classes": network.num_classes, "channels": network.channels}
         if network.family is CifarResNet:
-            model: CifarResNet | ResNet = CifarResNet(network.depth, variant, num_classes=network.num_classes)
+            model: CifarResNet | ResNet = CifarResNet(network.depth, variant, **sizes)
         else:
-            model = ResNet(network.depth, variant, stem=network.stem, num_classes=network.num_classes)
+            model = ResNet(network.depth, variant, stem=network.stem, **sizes)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -5,7 +5,8 @@
   uses or with the original one.
 
 Parameter names are torchvision's (``layer1.0.conv1.weight``, ``layer2.0.downsample.0.weight``, ``fc.bias``), so with
-``stem="imagenet"`` its weights load as they are. All networks take ``(N, 3, H, W)`` floats, return ``(N, classes)``.
+``stem="imagenet"`` its weights load as they are. All networks take ``(N, 3, H, W)`` floats, or ``(N, 1, H, W)`` with
+``channels=1``, and return ``(N, classes)``.
 """
 
 from __future__ import annotations
@@ -125,20 +126,20 @@ PREACTIVATED: dict[type[Block], type[Block]] = {BasicBlock: PreActBasicBlock, Bo
 
 
 class CifarResNet(nn.Module):
-    """The 6n+2 networks of He et al. 2015, section 4.2: ``(N, 3, H, W) -> (N, num_classes)``.
+    """The 6n+2 networks of He et al. 2015, section 4.2: ``(N, channels, H, W) -> (N, num_classes)``.
 
     ``depth`` counts layers with weights: the first convolution, 6n in three stages of n blocks (16, 32, 64 channels
     times ``width``), and the classifier. Raises ``ValueError`` for a depth that is not 6n + 2.
     """
 
-    def __init__(self, depth: int, variant: Variant = OPTION_A, *, num_classes: int = 10) -> None:
+    def __init__(self, depth: int, variant: Variant = OPTION_A, *, num_classes: int = 10, channels: int = 3) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}")
         num_blocks = (depth - 2) // 6
         block = PREACTIVATED[BasicBlock] if variant.preactivation else BasicBlock
         planes = [scaled(channels, variant.width) for channels in (16, 32, 64)]
-        self.conv1 = nn.Conv2d(3, planes[0], 3, padding=1, bias=variant.conv_bias)  # (N, 16, H, W)
+        self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=variant.conv_bias)  # (N, 16, H, W)
         # A norm stands behind the first convolution, or, with pre-activation, behind the last block.
         self.bn1 = None if variant.preactivation else nn.BatchNorm2d(planes[0])
         self.layer1 = stage(block, planes[0], planes[0], num_blocks, stride=1, variant=variant)  # (N, 16, H, W)
@@ -152,7 +153,7 @@ class CifarResNet(nn.Module):
         initialise(self, variant)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
+        """Logits ``(N, num_classes)`` of images ``(N, channels, H, W)``."""
         x = self.conv1(x)
         if self.bn1 is not None:
             x = self.relu(self.bn1(x))
@@ -163,14 +164,22 @@ class CifarResNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The four-stage networks of He et al. 2015, table 1: ``(N, 3, H, W) -> (N, num_classes)``.
+    """The four-stage networks of He et al. 2015, table 1: ``(N, channels, H, W) -> (N, num_classes)``.
 
     ``stem="cifar"``: one 3x3 convolution at full resolution, for 32x32 images; ``stem="imagenet"``: 7x7 stride 2 and
     max-pooling, the network of the paper and of torchvision. Raises ``ValueError`` for a depth that is not in
     `RESNET_STAGES`.
     """
 
-    def __init__(self, depth: int, variant: Variant = OPTION_B, *, stem: Stem = "cifar", num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        depth: int,
+        variant: Variant = OPTION_B,
+        *,
+        stem: Stem = "cifar",
+        num_classes: int = 10,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
         if depth not in RESNET_STAGES:
             raise ValueError(f"depth must be one of {', '.join(map(str, RESNET_STAGES))}, got {depth}")
@@ -180,10 +189,10 @@ class ResNet(nn.Module):
         planes = [scaled(channels, variant.width) for channels in (64, 128, 256, 512)]
         outplanes = [channels * block.expansion for channels in planes]
         if stem == "cifar":
-            self.conv1 = nn.Conv2d(3, planes[0], 3, padding=1, bias=variant.conv_bias)
+            self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=variant.conv_bias)
             self.maxpool: nn.Module = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(3, planes[0], 7, stride=2, padding=3, bias=variant.conv_bias)
+            self.conv1 = nn.Conv2d(channels, planes[0], 7, stride=2, padding=3, bias=variant.conv_bias)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         # A norm stands behind the first convolution, or, with pre-activation, behind the last block.
         self.bn1 = None if variant.preactivation else nn.BatchNorm2d(planes[0])
@@ -199,7 +208,7 @@ class ResNet(nn.Module):
         initialise(self, variant)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
+        """Logits ``(N, num_classes)`` of images ``(N, channels, H, W)``."""
         x = self.conv1(x)
         if self.bn1 is not None:
             x = self.relu(self.bn1(x))

@@ -29,7 +29,7 @@ LOCK = ".lock"
 CONFIG = "config.yaml"
 INVOCATION = "invocation.json"
 # Keys of one session alone, and what a recipe expects; with the values that stand for them in what is saved.
-NOT_SAVED = {"resume": None, "resume_force": False, "summary": False, "expected": None}
+NOT_SAVED = {"resume": None, "resume_force": False, "summary": False, "find_lr": False, "expected": None}
 MOST_CONFIG_BYTES, MOST_CONFIG_LEVELS = 1 << 20, 50  # of config.yaml, which may have come from a stranger
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 

@@ -9,14 +9,18 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from resnet_train.runs.time_limit import TimeLimit
+
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler can be told to start again
+TIME_IS_UP = 0  # in the place of a signal's number: the time of ``max_time``, which stops a run as SIGUSR1 does
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and did so with a checkpoint; not an error, so no ``except Exception`` catches it."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        by = "max_time" if signum == TIME_IS_UP else signal.Signals(signum).name
+        super().__init__(f"interrupted by {by}")
         self.signum = signum
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
@@ -25,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
     @property
     def exit_code(self) -> int:
         """What shells report for a process that ended by this signal, 130 for Ctrl-C, 143 for SIGTERM; or requeue."""
-        return EXIT_REQUEUE if self.signum in _REQUEUE else 128 + self.signum
+        return EXIT_REQUEUE if self.signum in (*_REQUEUE, TIME_IS_UP) else 128 + self.signum
 
 
 def _those_of(*names: str) -> tuple[int, ...]:
@@ -59,17 +63,25 @@ class StopSignal:
     Handlers that were there before are called when it ends, so that one that exits finds everything saved; but not
     Python's own and `ctrl_c`, which raise ``KeyboardInterrupt``. ``forward`` is called at once with the first signal.
     SIGHUP, SIGQUIT and SIGXCPU stay ignored where they are, as nohup wants it; those of them that the system repeats
-    are ignored once they have been received.
+    are ignored once they have been received. When the time of ``limit`` is up, `signum` is `TIME_IS_UP`.
     """
 
     SIGNALS = _those_of("SIGINT", "SIGTERM", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
     _MAY_BE_IGNORED = _those_of("SIGHUP", "SIGQUIT", "SIGXCPU")
 
-    def __init__(self, forward: Callable[[int], None] | None = None) -> None:
-        self.signum: int | None = None
+    def __init__(self, forward: Callable[[int], None] | None = None, *, limit: TimeLimit | None = None) -> None:
+        self._signum: int | None = None
+        self._limit = limit
         self._forward = forward
         self._received: list[int] = []
         self._previous: dict[int, Any] = {}
+
+    @property
+    def signum(self) -> int | None:
+        """What asked to stop, a signal or the time; a loop asks after each of its rounds."""
+        if self._limit is not None and self._limit.is_up() and self._signum is None:
+            self._signum = TIME_IS_UP
+        return self._signum
 
     def __enter__(self) -> StopSignal:
         # Python only lets the main thread set handlers; elsewhere the caller decides about signals.
@@ -79,7 +91,7 @@ class StopSignal:
                     continue
                 self._previous[signum] = signal.signal(signum, self._handle)
             if ctrl_c.pressed and self._previous[signal.SIGINT] is ctrl_c:
-                self.signum = signal.SIGINT  # and somebody swallowed it
+                self._signum = signal.SIGINT  # and somebody swallowed it
         return self
 
     def __exit__(
@@ -97,8 +109,8 @@ class StopSignal:
                 before(signum, None)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        again = self.signum is not None
-        self.signum = self.signum or signum
+        again = self._signum not in (None, TIME_IS_UP)  # what follows the end of the time is the first one
+        self._signum = self._signum or signum
         self._received.append(signum)
         if self._forward is not None and not again:
             self._forward(signum)

@@ -23,14 +23,14 @@ CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Mic
 
 
 def sheet(images: NDArray[np.uint8], captions: Sequence[str], *, columns: int = 8) -> NDArray[np.uint8]:
-    """Images ``(N, H, W, 3)`` in rows, each above its caption of up to two lines: ``(height, width, 3)``.
+    """Images ``(N, H, W, C)`` in rows, each above its caption of up to two lines: ``(height, width, 3)``.
 
     Small images are enlarged by a whole factor, so that their pixels stay squares; large ones are shrunk.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(CAPTION_SIZE)
-    size = images.shape[1]
+    size, grey = images.shape[1], images.shape[3] == 1
     side = size * max(1, TILE // size) if size <= 2 * TILE else TILE
     line = CAPTION_SIZE + 3
     cell_width, cell_height = side + GAP, side + 2 * line + GAP
@@ -41,7 +41,7 @@ def sheet(images: NDArray[np.uint8], captions: Sequence[str], *, columns: int = 
     for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = GAP + number % columns * cell_width, GAP + number // columns * cell_height
         how = Image.Resampling.NEAREST if size <= 2 * TILE else Image.Resampling.BICUBIC
-        page.paste(Image.fromarray(pixels).resize((side, side), how), (left, top))
+        page.paste(Image.fromarray(pixels.squeeze(-1) if grey else pixels).resize((side, side), how), (left, top))
         for row, text in enumerate(caption.split("\n")[:2]):
             while text and draw.textlength(text, font=font) > side + GAP / 2:
                 text = text.rstrip("…")[:-1] + "…" if len(text) > 1 else ""

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_train.config.older import with_former
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -36,7 +37,7 @@ from resnet_train.runs.console import printable
 from resnet_train.runs.data_identity import DataIdentity, check_same_data
 from resnet_train.runs.directory import CONFIG, INVOCATION, LOCK, NOT_SAVED, is_run, lasting
 from resnet_train.runs.lock import is_held
-from resnet_train.runs.saved import Notice, broken_copies, is_over, saved_config
+from resnet_train.runs.saved import Notice, broken_copies, is_over, length, saved_config
 from resnet_train.runs.summary import Summary, read_summary
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ CHANGEABLE = frozenset(
         "deterministic",
         "device",
         "diagnostics",
+        "early_stop.min_delta",  # it and patience say how long the run is, as epochs does
+        "early_stop.patience",
         "epochs",
         "eval_every",
         "graph",
         "kernels",
         "log_every",
+        "max_time",  # of each session anew
         "name",
         "profile",
         "precision",  # auto may become fp32; what it means on this machine may not change: step 6
@@ -69,6 +73,9 @@ CHANGEABLE = frozenset(
         "steps",
     }
 )
+
+# Keys that saved configurations may lack, being newer, with the value that those runs had all the same.
+NEWER: dict[str, Any] = {"early_stop.min_delta": 0.0, "early_stop.patience": None, "freeze": [], "max_time": None}
 
 
 # ----------------------------------------------------------------------------------------------------- 1: the directory
@@ -113,7 +120,7 @@ def latest(outputs: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------ 3: is it still the same run
 
-# Keys that came after 0.2.0, with the value that a run of a version without them had.
+# Keys that came after 0.2.0, with the value at which a run is what it was without them.
 AS_BEFORE = {"dataset.val_fraction": 0.0, "dataset.test_fraction": 0.2}
 
 
@@ -140,7 +147,8 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     A key that the saved one lacks, since its version had none, is no difference where it may change, or means what that
     version did.
     """
-    before, after = flatten(with_absolute_paths(saved)), flatten(lasting(config))
+    before, after = flatten(with_absolute_paths(with_former(saved))), flatten(lasting(config))
+    before = {key: value for key, value in NEWER.items() if key in after} | before
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -199,7 +207,10 @@ def _shown(value: Any) -> str:
 
 
 def finished_already(config: Config, directory: Path) -> Summary | None:
-    """The summary of a run that has nothing left to do; raises `ConfigError` where ``directory`` holds another run."""
+    """The summary of a run that has nothing left to do.
+
+    Raises `ConfigError` where ``directory`` holds another run, or one that stopped early and is to be longer.
+    """
     saved = saved_config(directory)
     if saved is None:
         return None
@@ -207,6 +218,13 @@ def finished_already(config: Config, directory: Path) -> Summary | None:
     found = read_summary(directory)
     if found is None or not is_over(directory, found, lasting(config)):
         return None
+    asked = length(lasting(config), found)
+    if found.stopped_early and asked not in (found.steps, found.total_steps):
+        raise ConfigError(
+            f"{'epochs' if config.steps is None else 'steps'}: expected the run in {directory} to wait longer, for it "
+            f"stopped early after {found.steps} of {found.total_steps} steps, with {found.waited} evaluations without "
+            f"a rise, and would stop again; add early_stop.patience=null or more than {found.waited} to continue it"
+        )
     return replace(found, directory=str(directory))  # which may have been moved
 
 

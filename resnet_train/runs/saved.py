@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.config.durations import to_steps
+from resnet_train.config.older import with_former
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint_file import newest_content, numbered, steps_of
 from resnet_train.runs.directory import (
@@ -106,11 +107,13 @@ def broken_copies(directory: Path, content: dict[str, Any]) -> list[Notice]:
 
 def _differ(said: Any, saved: dict[str, Any] | None) -> bool:
     """Whether two configurations differ in more than what is not saved."""
-    return saved is not None and said | NOT_SAVED != saved | NOT_SAVED
+    return saved is not None and with_former(said) | NOT_SAVED != with_former(saved) | NOT_SAVED
 
 
 def is_over(directory: Path, summary: Summary | None = None, config: dict[str, Any] | None = None) -> bool:
-    """Whether the run finished with as many steps as ``config`` asks for, which its newest checkpoint has too.
+    """Whether the run finished with as many steps as ``config`` asks for, or stopped early as it asks for.
+
+    Its newest checkpoint has as many too.
 
     The summary alone is not enough: it stays as it was while a finished run is made longer. ``config`` is by default
     the one in that checkpoint, whose checksum is not looked at.
@@ -120,13 +123,22 @@ def is_over(directory: Path, summary: Summary | None = None, config: dict[str, A
         return False
     newest = numbered(directory / "checkpoints")
     if not newest:  # somebody removed them, and left the result
-        return config is None or summary.steps == _length(config, summary)
+        return config is None or _ends(config, summary)
     if config is None:
         config = config_of(newest_content(directory / "checkpoints", unseen=True)) or {}
-    return steps_of(newest[0]) == summary.steps == _length(config, summary)
+    return steps_of(newest[0]) == summary.steps and _ends(config, summary)
 
 
-def _length(config: dict[str, Any], summary: Summary) -> int | None:
+def _ends(config: dict[str, Any], summary: Summary) -> bool:
+    """Whether a run as ``config`` asks for it has nothing to do after the steps of ``summary``."""
+    early = config.get("early_stop")
+    patience = early.get("patience") if isinstance(early, dict) else None
+    if isinstance(patience, int) and summary.waited >= patience > 0:
+        return True
+    return summary.steps == length(config, summary)
+
+
+def length(config: dict[str, Any], summary: Summary) -> int | None:
     """Steps that a saved configuration asks for; None where it does not say so."""
     try:
         if config["steps"] is not None:

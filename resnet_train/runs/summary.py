@@ -64,6 +64,7 @@ class Summary(Facts):
     # split: its last evaluation; for train the mean over the last epoch's steps, of augmented images
     last: dict[str, Score] = field(default_factory=dict)
     best: dict[str, Score] = field(default_factory=dict)  # split: its best one, which is a result only for val
+    waited: int = 0  # evaluations since the accuracy on val rose last, by more than early_stop.min_delta
     steps: int = 0  # completed
     total_steps: int = 0
     epochs: float = 0.0
@@ -75,6 +76,11 @@ class Summary(Facts):
     sessions: int = 1  # 1 + number of times that the run was resumed
     forced: list[str] = field(default_factory=list)  # changes that resume_force let through
     error: str | None = None  # the message that ended a failed run
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run finished before its last step."""
+        return self.status == "finished" and self.steps < self.total_steps
 
     def write(self, directory: Path) -> None:
         """Write ``summary.json`` atomically, the result before the facts; raises `RunError` where it cannot."""

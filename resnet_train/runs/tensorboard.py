@@ -140,7 +140,7 @@ class TensorBoard:
                 self._write(Event(step=step, summary=summaries.scalar(tag_of(key), value)), at=at)
 
     def write_images(self, images: Tensor, *, mean: list[float], std: list[float]) -> None:
-        """Show up to 64 normalised training images ``(B, 3, H, W)`` as a grid, as the network sees them."""
+        """Show up to 64 normalised training images ``(B, C, H, W)`` as a grid, as the network sees them."""
         if self._failed:
             return
         with self._surviving():
@@ -199,7 +199,7 @@ class TensorBoard:
 
 
 def image_grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
-    """Images ``(N, 3, H, W)`` in rows of ``columns``: ``(3, height, width)``, with a black gap between them."""
+    """Images ``(N, C, H, W)`` in rows of ``columns``: ``(3, height, width)``, with a black gap between them."""
     count, _, height, width = images.shape
     rows = math.ceil(count / columns)
     grid = torch.zeros(3, rows * (height + gap) + gap, columns * (width + gap) + gap)

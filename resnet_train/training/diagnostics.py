@@ -61,8 +61,9 @@ class Diagnostics:
 
             warnings.simplefilter("ignore")  # the tracer, without which torch.utils.tensorboard has no graph, is old
             # A network as it stands in models/: fused operations would show as one node of the backend.
-            plain = build_model(config, num_classes=len(run.classes), seed=run.seed, channels_last=False)
-            definition, _ = graph(plain, torch.zeros(1, 3, run.image_size, run.image_size))
+            classes, channels = len(run.classes), run.train_data.split.images.shape[-1]
+            plain = build_model(config, num_classes=classes, seed=run.seed, channels=channels, channels_last=False)
+            definition, _ = graph(plain, torch.zeros(1, channels, run.image_size, run.image_size))
             self._tensorboard.write_graph(definition)
 
     def write(self, run: Run, logits: Tensor | None) -> None:

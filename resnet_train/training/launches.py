@@ -30,12 +30,14 @@ class FewLaunches:
         self._counters: dict[str, Tensor] = {}
         for name, module in model.named_modules():
             if type(module) in (nn.Conv2d, nn.Linear) and self._half is not None:
-                self._weights |= {f"{name}.{key}": value for key, value in module.named_parameters(recurse=False)}
+                parameters = module.named_parameters(recurse=False)
+                # Frozen ones are left to autocast: rounded here, they would have gradients.
+                self._weights |= {f"{name}.{key}": value for key, value in parameters if value.requires_grad}
             if type(module) is nn.BatchNorm2d and module.momentum is not None:
                 self._counters |= {f"{name}.{key}": value for key, value in module.named_buffers() if value.ndim == 0}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of ``images`` ``(B, 3, H, W)``, within the caller's autocast."""
+        """Logits ``(B, classes)`` of ``images`` ``(B, C, H, W)``, within the caller's autocast."""
         # A norm whose counter is None counts nothing, and momentum alone says how its statistics move.
         changed: dict[str, Any] = dict.fromkeys(self._counters)
         if self._counters:

@@ -20,16 +20,17 @@ from resnet_train.kernels import allocator, native
 from resnet_train.runs import environment
 from resnet_train.runs.console import Progress, count, progress_bar, runnable
 from resnet_train.runs.directory import Invocation
-from resnet_train.runs.interrupt import Interrupted, StopSignal
+from resnet_train.runs.interrupt import TIME_IS_UP, Interrupted, StopSignal
 from resnet_train.runs.lock import Lock, LostLock
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
+from resnet_train.runs.time_limit import TimeLimit
 from resnet_train.seeding import set_deterministic
 from resnet_train.training.clock import Clock
 from resnet_train.training.memory import is_out_of_memory, out_of_memory_named
 from resnet_train.training.metrics import DIVERGED, TrainMetrics
 from resnet_train.training.plan import Plan, build_device
-from resnet_train.training.report import announce, log_line, summarise
+from resnet_train.training.report import announce, log_line, stopped_early, summarise
 from resnet_train.training.result_pictures import can_keep_logits
 from resnet_train.training.session import Session, open_session
 from resnet_train.training.setup import Run, build
@@ -45,6 +46,7 @@ def train(
     lock: Lock,
     command: str,
     invocation: Invocation | None = None,
+    limit: TimeLimit | None = None,
     owns_process: bool = False,
 ) -> Summary:
     """Train to the end, or until a signal asks to stop; continuing from the newest checkpoint in ``directory``.
@@ -66,7 +68,7 @@ def train(
             session = open_session(
                 run, config, directory, lock=lock, clock=clock, command=command, invocation=invocation
             )
-        with StopSignal() as stop:
+        with StopSignal(limit=limit) as stop:
             return complete(run, session, config, stop)
 
 
@@ -83,6 +85,8 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
         with out_of_memory_named(config):
             signum = fit(run, session, stop)
             if signum is None:
+                if run.last_step < run.timetable.total_steps:
+                    logger.info("%s", stopped_early(run))
                 score_best(run, session)
                 check_result(run)
                 session.pictures.draw(run)
@@ -95,7 +99,8 @@ def complete(run: Run, session: Session, config: Config, stop: StopSignal) -> Su
         if signum is None:
             return summary
         logger.info(
-            "interrupted after %s of %s steps; everything is saved. Continue with: %s",
+            "%s after %s of %s steps; everything is saved. Continue with: %s",
+            "the time of max_time is up" if signum == TIME_IS_UP else "interrupted",
             count(run.state.step),
             count(run.timetable.total_steps),
             runnable("resnet-train", f"resume={directory}"),
@@ -118,12 +123,12 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
     """Make the steps that are left; returns the signal that asked to stop, or None after the last step."""
     state, clock = run.state, session.clock
     metrics = TrainMetrics(state.progress, skips_overflow=state.scaler.is_enabled())
-    first, last = state.step, run.timetable.total_steps
+    first, last = state.step, run.last_step
     with progress_bar(done=first, total=last) as progress, at_rest():
         clock.start()
         for step in range(first, last):
             session.profiler.before_step(step)
-            images, labels = run.train_data.batch(step)  # (B, 3, H, W), (B,)
+            images, labels = run.train_data.batch(step)  # (B, C, H, W), (B,)
             run.seed_dropout(step)
             output = run.train_step(images, labels, lr=run.lr_schedule(step))
             session.profiler.after_step(state.step)
@@ -150,9 +155,9 @@ def fit(run: Run, session: Session, stop: StopSignal) -> int | None:
                 session.write(state.step, row, images_per_second=speed if due.log else None)
             if due.epoch or due.evaluation:
                 log_line(run, session, row, train_score)
-            if due.checkpoint or is_best:
+            if due.checkpoint or is_best or run.out_of_patience:
                 session.save(run, best=is_best)
-            if due.signum is not None:
+            if due.signum is not None or run.out_of_patience:
                 session.checkpoints.finish()
                 return due.signum
             clock.start()
@@ -220,7 +225,7 @@ def evaluate_watched(run: Run, session: Session, row: Row) -> bool:
     session.diagnostics.write(run, result.logits)
     if is_result:
         session.pictures.keep(result.logits)
-    return run.state.record(split, score_of(result, step=step)) and split == "val"
+    return run.state.record(split, score_of(result, step=step), min_delta=run.timetable.min_delta) and split == "val"
 
 
 def score_best(run: Run, session: Session) -> None:
@@ -235,7 +240,7 @@ def score_best(run: Run, session: Session) -> None:
     result = evaluate_split(run, chosen, "test", keep_logits=True)
     session.pictures.keep(result.logits)
     run.state.record("test", score_of(result, step=saved["step"]))
-    session.write(run.timetable.total_steps, {"loss/test": result.loss, "accuracy/test": result.accuracy})
+    session.write(run.last_step, {"loss/test": result.loss, "accuracy/test": result.accuracy})
 
 
 def check_result(run: Run) -> None:

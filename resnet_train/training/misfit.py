@@ -76,6 +76,8 @@ def advice(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], found: Sequ
     if theirs is None:
         return "no network here has exactly these tensors; give the weights of one that has"
     wanted = overrides(mine, theirs)
+    if mine is not None and mine.channels != theirs.channels:
+        wanted.append(f"dataset.channels={theirs.channels}")
     if any(one.name == "fc.bias" for one in found):
         wanted.append(DATASETS.get(theirs.num_classes, f"a data set of {theirs.num_classes} classes"))
     return f"try {' '.join(wanted)}"

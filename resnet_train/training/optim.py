@@ -11,7 +11,7 @@ from resnet_train.config.optim import AdamWConfig, OptimConfig, SGDConfig
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of ``model``, on the device where they are."""
+    """The optimizer over all parameters of ``model`` that train, on the device where they are."""
     shared = {"lr": config.lr, "weight_decay": config.weight_decay, "decay_norm_and_bias": config.decay_norm_and_bias}
     match config:
         case SGDConfig():
@@ -23,9 +23,13 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Weights of convolutions and linear layers decay; scales, shifts and biases (one dimension) only if asked for."""
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    """Weights of convolutions and linear layers decay; scales, shifts and biases (one dimension) only if asked for.
+
+    Frozen parameters are in neither group: nothing decays them, and there is no momentum of theirs.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
     return [
         {"params": weights, "weight_decay": weight_decay},
         {"params": others, "weight_decay": weight_decay if decay_norm_and_bias else 0.0},

@@ -11,7 +11,8 @@ from resnet_train.runs.console import count, duration, header, printable
 from resnet_train.runs.metrics_table import Row
 from resnet_train.runs.summary import Score, Summary
 from resnet_train.training.session import Session
-from resnet_train.training.setup import Run, Timetable
+from resnet_train.training.setup import Run
+from resnet_train.training.timetable import Timetable
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def announce(run: Run, session: Session) -> None:
         logger.log(level, "%s", printable(text))
     facts, timetable, why = run.facts, run.timetable, run.plan.reasons["device"]
     splits = ", ".join(f"{count(number)} {split}" for split, number in facts.images.items())
+    size = f"{run.image_size}x{run.image_size}{' grey' if run.train_data.split.images.shape[-1] == 1 else ''}"
     length = f"{count(timetable.total_steps)} steps of {run.train_data.batch_size} images"
     header(
         [
@@ -32,10 +34,11 @@ def announce(run: Run, session: Session) -> None:
             ),
             (
                 "data",
-                f"{facts.dataset}: {splits} images of {run.image_size}x{run.image_size}, {len(run.classes)} classes",
+                f"{facts.dataset}: {splits} images of {size}, {len(run.classes)} classes",
             ),
             *([("splits", run.taken)] if run.taken else []),
             *([("left out", run.left_out)] if run.left_out else []),
+            *([("frozen", run.frozen)] if run.frozen else []),
             ("device", f"{facts.device} ({facts.hardware}){why and f'; no GPU: {why}'}"),
             *run.plan.lines(),
             ("length", f"{length}, {epochs(timetable)} epochs, seed {facts.seed}"),
@@ -48,6 +51,12 @@ def epochs(timetable: Timetable) -> str:
     """The length of the run in epochs, as it was asked for."""
     asked = timetable.epochs
     return str(asked) if asked is not None else f"{float(timetable.total_steps / timetable.steps_per_epoch):.4g}"
+
+
+def stopped_early(run: Run) -> str:
+    """Why a run ended before its last step."""
+    steps, total = count(run.state.step), count(run.timetable.total_steps)
+    return f"stopped early after {steps} of {total} steps, {run.state.patience.waited} evaluations without a rise"
 
 
 def log_line(run: Run, session: Session, row: Row, train_score: Score | None) -> None:
@@ -73,6 +82,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
     if run.watched == "val":
         rule = "of the weights that were best on the validation split"
         rule += f" (after {count(best_val.step)} steps), scored once" if best_val else ""
+        rule += f"; {stopped_early(run)}" if run.last_step < timetable.total_steps else ""
     else:
         rule = f"after the last of {count(timetable.total_steps)} steps"
     result = test if status == "finished" else None
@@ -86,6 +96,7 @@ def summarise(run: Run, session: Session, status: str, *, error: str | None = No
         objective=None if result is None else (best_val or result).accuracy,
         last=state.last,
         best=state.best,
+        waited=state.patience.waited,
         steps=state.step,
         total_steps=timetable.total_steps,
         epochs=float(state.step / timetable.steps_per_epoch),

@@ -60,13 +60,36 @@ def begin_with(state: TrainState, path: Path, *, classes: Sequence[str]) -> list
     """
     weights, theirs = read_weights_and_classes(path)
     weights, rows = rows_by_class(weights, theirs, own=state.model.state_dict(), classes=classes)
+    weights, channels = for_channels(weights, own=state.model.state_dict())
     left = load_weights(state.model, weights, source=f"init_from: the weights in {path}")
     if state.ema is not None:
         state.ema.load_state_dict(state.model.state_dict())
     taken = f"beginning with {len(weights) - len(left)} of the {len(weights)} tensors of {path}"
     if rows and not left:
         taken += f"; {rows}"
-    return [(logging.INFO, text) for text in (taken, *(f"left as initialised: {text}" for text in left))]
+    if channels:
+        taken += f"; {channels}"
+    frozen = [not state.model.get_parameter(text.partition(" ")[0]).requires_grad for text in left]
+    return [(logging.INFO, taken)] + [
+        (logging.WARNING, f"freeze keeps random weights, left as initialised: {text}")
+        if kept
+        else (logging.INFO, f"left as initialised: {text}")
+        for text, kept in zip(left, frozen, strict=True)
+    ]
+
+
+def for_channels(weights: dict[str, Tensor], *, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """``weights`` for images of as many channels as ``own`` takes, 1 or 3, and a few words on that.
+
+    A grey image gives the same as three equal channels did, where these were normalised alike: the first convolution is
+    summed over its channels, or divided among them.
+    """
+    theirs, ours = weights.get("conv1.weight"), own.get("conv1.weight")
+    if theirs is None or ours is None or theirs.ndim != 4 or {theirs.shape[1], ours.shape[1]} != {1, 3}:
+        return weights, ""
+    if ours.shape[1] == 1:
+        return weights | {"conv1.weight": theirs.sum(1, keepdim=True)}, "conv1 summed over its three input channels"
+    return weights | {"conv1.weight": theirs.expand(-1, 3, -1, -1) / 3}, "conv1 divided among three input channels"
 
 
 def rows_by_class(

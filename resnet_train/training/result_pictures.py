@@ -44,7 +44,7 @@ class ResultPictures:
     def draw(self, run: Run) -> None:
         """Show the pictures of the result, at the last step. Where one cannot be drawn, the log says why."""
         logits, self._logits = self._logits, None
-        split, step = run.eval_data["test"].split, run.timetable.total_steps
+        split, step = run.eval_data["test"].split, run.last_step
         if logits is None or len(split) < FEWEST_IMAGES:
             much = f"at least {FEWEST_IMAGES} test images, and at most {MOST_LOGITS:,} of images times classes"
             logger.info("no pictures of the result in TensorBoard: they take %s", much)
@@ -67,7 +67,7 @@ def mistakes_sheet(
 ) -> NDArray[np.uint8] | None:
     """The most confident mistakes, each above what it was taken for and what it is; None where there is none.
 
-    ``images``: uint8 ``(N, H, W, 3)``.
+    ``images``: uint8 ``(N, H, W, C)``.
     """
     found = mistakes(logits, labels)
     index, confidence = found.index[:NUM_MISTAKES], found.confidence.tolist()

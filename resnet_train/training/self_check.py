@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_train.errors import ConfigError
+from resnet_train.models.count import channels_of
 
 # Both in float32. The loss of a network at its start is near log(classes), and its gradient's norm of that order;
 # float32 in another order differs by some 1e-5 of that after a hundred layers. What is wrong differs by more than this.
@@ -23,7 +24,7 @@ def check_against_cpu(
     ``model`` lies on either, and is left as it is.
     """
     draws = torch.Generator().manual_seed(0)
-    images = torch.randn(num_images, 3, image_size, image_size, generator=draws)
+    images = torch.randn(num_images, channels_of(model), image_size, image_size, generator=draws)
     labels = torch.randint(num_classes, (num_images,), generator=draws)
     (here, there), (norm_here, norm_there) = zip(
         *(_loss_and_gradient(model, images, labels, where) for where in (torch.device("cpu"), device)), strict=True

@@ -26,6 +26,8 @@ from resnet_train.training.restore import begin_with, load_history, restore
 from resnet_train.training.result_pictures import ResultPictures
 from resnet_train.training.setup import Run
 
+SMALL = 64  # pixels of a side, below which the stem of ImageNet is not made for images
+
 
 @dataclass(frozen=True)
 class Session:
@@ -103,7 +105,9 @@ def open_session(
         history = load_history(resumed, steps=state.step)
     elif config.init_from:
         notices = begin_with(state, Path(config.init_from), classes=run.classes)
-    if resumed is not None and state.step < total_steps:
+    if resumed is None:
+        notices += cautions(run, config)
+    elif state.step < run.last_step:
         lr = run.lr_schedule(state.step)
         notices.append((logging.INFO, f"the learning rate continues at {lr:.4g}, towards {count(total_steps)} steps"))
     lock.check()
@@ -112,7 +116,7 @@ def open_session(
     remove_leftovers(checkpoints.folder, own=r".*")
     table, history = open_table(run, directory, history)
     invocation = invocation or (None if resumed is None else kept_invocation(resumed.content))
-    from_step = min(state.step, total_steps - 1)  # with all steps made, the last one's numbers are written once more
+    from_step = min(state.step, run.last_step - 1)  # with all steps made, the last one's numbers are written once more
     overrides = None if invocation is None else invocation.distinguishing
     tensorboard = TensorBoard(directory, config, from_step=from_step, measured=history, overrides=overrides)
     session = Session(
@@ -130,7 +134,7 @@ def open_session(
         tensorboard=tensorboard,
         pictures=ResultPictures(tensorboard),
         diagnostics=Diagnostics(tensorboard, enabled=config.diagnostics),
-        profiler=Profiler(directory, run.plan.device, enabled=config.profile, steps_left=total_steps - state.step),
+        profiler=Profiler(directory, run.plan.device, enabled=config.profile, steps_left=run.last_step - state.step),
     )
     if resumed is not None and resumed.changed:
         # What a run is and how far it is changes in this one step: whenever it is killed, the checkpoint says both.
@@ -152,6 +156,23 @@ def show_beginning(run: Run, session: Session, config: Config) -> None:
     session.diagnostics.begin(config.model, run)
 
 
+def cautions(run: Run, config: Config) -> list[Notice]:
+    """What somebody who begins ``run`` may not have meant."""
+    texts = []
+    if config.freeze and not config.init_from:
+        texts.append(
+            "freeze keeps random weights, since nothing was loaded; name a run or a file of weights with init_from"
+        )
+    stem = getattr(config.model, "stem", "cifar")
+    if stem == "imagenet" and run.image_size < SMALL:
+        size, left = run.image_size, -(-run.image_size // 4)
+        texts.append(
+            f"model.stem=imagenet (7x7 with stride 2, then max-pooling) leaves {left}x{left} of {size}x{size} pixels "
+            f"to the first block; model.stem=cifar, one 3x3 convolution, leaves all of them"
+        )
+    return [(logging.WARNING, text) for text in texts]
+
+
 def open_table(run: Run, directory: Path, history: History | None) -> tuple[MetricsTable, History]:
     """``metrics.csv`` up to the steps that are done, and all that was measured; ``history`` is the checkpoint's."""
     step = run.state.step
@@ -159,7 +180,7 @@ def open_table(run: Run, directory: Path, history: History | None) -> tuple[Metr
     history = history or History()
     for number, row in table.rows.items():
         history.add(number, row)
-    if step == run.timetable.total_steps and run.watched == "val":  # `score_best` is about to write these
+    if step == run.last_step and run.watched == "val":  # `score_best` is about to write these
         for tag in ("loss/test", "accuracy/test"):
             history.rows.get(step, {}).pop(tag, None)
     return table, history

@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from importlib import import_module
 
 import torch
+from torch import nn
 
 from resnet_train.config.dataset import DatasetConfig
-from resnet_train.config.durations import Duration, due
-from resnet_train.config.run import Config, check_lengths, steps_per_epoch, total_steps
+from resnet_train.config.run import Config
+from resnet_train.config.stopping import no_val
 from resnet_train.data.dataset import Dataset, Split, load_dataset
 from resnet_train.data.stream import EvalData, TrainData
 from resnet_train.errors import ConfigError
@@ -30,6 +30,7 @@ from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
 from resnet_train.training.cuda_graph import GraphedStep, LaunchedStep, Outcome
+from resnet_train.training.freeze import freeze, frozen_in_words
 from resnet_train.training.launches import FewLaunches
 from resnet_train.training.lr_schedule import LRSchedule, build_lr_schedule
 from resnet_train.training.memory import eval_batch_size, out_of_memory_while_reading
@@ -39,45 +40,7 @@ from resnet_train.training.recorder import CudaRecorder
 from resnet_train.training.self_check import check_against_cpu
 from resnet_train.training.state import TrainState
 from resnet_train.training.step import Forward, Step, StepOptions, train_step
-
-
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after a step."""
-
-    log: bool
-    epoch: bool  # an epoch has ended
-    evaluation: bool
-    checkpoint: bool
-    signum: int | None  # the signal that asks to stop
-
-    @property
-    def anything(self) -> bool:
-        """Whether the metrics have to be read from the device."""
-        return self.log or self.epoch or self.evaluation or self.checkpoint
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """How long a run is, and when it does what."""
-
-    total_steps: int
-    steps_per_epoch: Fraction
-    epochs: int | None  # the length as it was asked for; None where it was asked for in steps
-    log_every: int  # steps
-    eval_every: Duration
-    checkpoint_every: Duration
-
-    def due(self, step: int, signum: int | None = None) -> Due:
-        """What is due after ``step`` completed steps; all of it after the last, a checkpoint after a signal."""
-        last = step == self.total_steps
-        return Due(
-            log=last or step % self.log_every == 0,
-            epoch=last or due(step, 1, self.steps_per_epoch),
-            evaluation=last or due(step, self.eval_every, self.steps_per_epoch),
-            checkpoint=last or due(step, self.checkpoint_every, self.steps_per_epoch) or signum is not None,
-            signum=signum,
-        )
+from resnet_train.training.timetable import Timetable, build_timetable
 
 
 @dataclass(frozen=True)
@@ -97,6 +60,7 @@ class Run:
     classes: tuple[str, ...]
     data: DataIdentity
     left_out: str  # files beside the images, in words
+    frozen: str  # modules that do not train, in words
     taken: str  # which images serve as what, in words
     image_size: int
     facts: Facts
@@ -113,6 +77,16 @@ class Run:
             return self.train_step.outcome
         return Outcome(self.plan.graph, self.plan.reasons["graph"])
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the validation accuracy has not risen for as long as the run is to wait."""
+        return self.timetable.patience is not None and self.state.patience.waited >= self.timetable.patience
+
+    @property
+    def last_step(self) -> int:
+        """Completed steps after which none is made: all of them, or as many as there are when the patience ends."""
+        return self.state.step if self.out_of_patience else self.timetable.total_steps
+
     def seed_dropout(self, step: int) -> None:
         """Let dropout, if there is any, draw what the seed and the step say; it draws from the global generators."""
         if self.has_dropout:
@@ -127,6 +101,8 @@ def build(config: Config) -> Run:
     plan = build_plan(config)
     check_memory(config, on_cpu=plan.device.type == "cpu")
     dataset = read_dataset(config)
+    if config.early_stop.patience is not None and dataset.val is None:
+        raise no_val(config.early_stop.patience)
     timetable = build_timetable(config, len(dataset.train))
     state = build_state(config, plan, num_classes=len(dataset.classes))
     found = layers(state.model, dataset.image_size)
@@ -158,26 +134,33 @@ def build(config: Config) -> Run:
         classes=dataset.classes,
         data=dataset.identity,
         left_out=dataset.left_out,
+        frozen=frozen_in_words(state.model, config.freeze),
         taken=dataset.taken,
         image_size=dataset.image_size,
-        facts=Facts(
-            name=config.name,
-            model=config.model.name,
-            parameters=num_parameters(state.model),
-            multiply_adds=multiply_adds(state.model, dataset.image_size),
-            dataset=config.dataset.name,
-            images={"train": len(dataset.train), **{name: len(split) for name, split in splits.items()}},
-            classes=list(dataset.classes),
-            device=str(plan.device),
-            hardware=environment.hardware(plan.device),
-            precision=plan.precision,
-            kernels=plan.backend.name,
-            compiled=plan.compiled,
-            graph=plan.graph,
-            seed=config.seed,
-            versions=environment.versions(),
-            git_commit=environment.git_commit(),
-        ),
+        facts=build_facts(config, plan, dataset, state.model),
+    )
+
+
+def build_facts(config: Config, plan: Plan, dataset: Dataset, model: nn.Module) -> Facts:
+    """What the summary says of the run before it has trained."""
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return Facts(
+        name=config.name,
+        model=config.model.name,
+        parameters=num_parameters(model),
+        multiply_adds=multiply_adds(model, dataset.image_size),
+        dataset=config.dataset.name,
+        images={name: len(split) for name, split in splits.items() if split is not None},
+        classes=list(dataset.classes),
+        device=str(plan.device),
+        hardware=environment.hardware(plan.device),
+        precision=plan.precision,
+        kernels=plan.backend.name,
+        compiled=plan.compiled,
+        graph=plan.graph,
+        seed=config.seed,
+        versions=environment.versions(),
+        git_commit=environment.git_commit(),
     )
 
 
@@ -193,24 +176,18 @@ def read_dataset(config: Config) -> Dataset:
         importing.join()
 
 
-def build_timetable(config: Config, num_train: int) -> Timetable:
-    """Lengths and intervals in steps; raises `ConfigError` where they do not fit ``num_train`` images."""
-    check_lengths(config, num_train)
-    return Timetable(
-        total_steps=total_steps(config, num_train),
-        steps_per_epoch=steps_per_epoch(config, num_train),
-        epochs=config.epochs,
-        log_every=config.log_every,
-        eval_every=config.eval_every,
-        checkpoint_every=config.checkpoint.every,
-    )
-
-
 def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:
-    """Model, optimizer and the rest, on the device, before the first step."""
-    model = build_model(config.model, num_classes=num_classes, seed=config.seed, channels_last=plan.channels_last)
+    """Model, optimizer and the rest, on the device, before the first step; raises `ConfigError` for ``freeze``."""
+    model = build_model(
+        config.model,
+        num_classes=num_classes,
+        seed=config.seed,
+        channels=config.dataset.channels,
+        channels_last=plan.channels_last,
+    )
     plan.backend.convert(model)
     model.to(plan.device)
+    freeze(model, config.freeze)
     ema = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay is not None else None
     scaler = torch.amp.GradScaler("cuda" if plan.device.type == "cuda" else "cpu", enabled=plan.precision == "fp16")
     return TrainState(model, build_optimizer(config.optim, model), scaler, ema)

@@ -22,6 +22,21 @@ class Progress:
     epoch: list[list[float]] = field(default_factory=list)  # the same since the last end of an epoch
 
 
+@dataclass
+class Patience:
+    """How long the accuracy on the validation split has not risen, for ``early_stop``; counted in every run."""
+
+    best: float = -1.0  # the accuracy that has to be exceeded
+    waited: int = 0  # evaluations since it was reached
+
+    def wait(self, accuracy: float, *, min_delta: float) -> None:
+        """Take another evaluation: it counts as a rise where it is more than ``min_delta`` above the best."""
+        if accuracy > self.best + min_delta:
+            self.best, self.waited = accuracy, 0
+        else:
+            self.waited += 1
+
+
 def load_weights(
     model: nn.Module,
     weights: dict[str, torch.Tensor],
@@ -59,18 +74,22 @@ class TrainState:
     last: dict[str, Score] = field(default_factory=dict)  # split: its newest evaluation
     best: dict[str, Score] = field(default_factory=dict)  # split: its best evaluation
     progress: Progress = field(default_factory=Progress)
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def eval_model(self) -> nn.Module:
         """The network that is evaluated: the moving average where there is one."""
         return self.model if self.ema is None else self.ema
 
-    def record(self, split: str, score: Score) -> bool:
+    def record(self, split: str, score: Score, *, min_delta: float = 0.0) -> bool:
         """Keep ``score`` as the last of its split, and as the best if it is that; the earlier of two equal ones stays.
 
-        Returns whether it is the best.
+        Returns whether it is the best. One on the validation split ends or prolongs the wait for a rise of more than
+        ``min_delta``.
         """
         self.last[split] = score
+        if split == "val":
+            self.patience.wait(score.accuracy, min_delta=min_delta)
         best = self.best.get(split)
         if best is None or score.accuracy > best.accuracy:
             self.best[split] = score
@@ -88,6 +107,7 @@ class TrainState:
             "last": {split: asdict(score) for split, score in self.last.items()},
             "best": {split: asdict(score) for split, score in self.best.items()},
             "progress": copy.deepcopy(vars(self.progress)),
+            "patience": dict(vars(self.patience)),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -102,3 +122,4 @@ class TrainState:
         self.last = {split: Score(**score) for split, score in saved["last"].items()}
         self.best = {split: Score(**score) for split, score in saved["best"].items()}
         self.progress = Progress(**copy.deepcopy(saved["progress"]))
+        self.patience = Patience(**saved.get("patience", {}))  # 0.2.0 did not count: it begins now

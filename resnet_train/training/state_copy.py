@@ -32,7 +32,8 @@ class StateCopy:
     @torch.no_grad()
     def restore(self, state: TrainState) -> None:
         """Write the copies into the tensors that ``state`` holds, which stay where they are; make missing gradients."""
-        for parameter, copy in zip(state.model.parameters(), self.tensors[GRADIENTS], strict=True):
+        trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+        for parameter, copy in zip(trained, self.tensors[GRADIENTS], strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(copy)
         for kind, tensors in changing(state).items():

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from resnet_train.training.optim import zero_momentum
 from resnet_train.training.state import TrainState
 
-Forward = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to logits (B, classes)
+Forward = Callable[[Tensor], Tensor]  # images (B, C, H, W) to logits (B, classes)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def train_step(
 ) -> StepOutput:
     """Make one step: change ``state`` in place and count it.
 
-    ``images`` ``(B, 3, H, W)``; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``; ``lr`` a number, or a
+    ``images`` ``(B, C, H, W)``; ``labels`` int64 ``(B,)`` or a distribution ``(B, classes)``; ``lr`` a number, or a
     tensor ``()`` on the device; ``forward``: the model itself unless another way through it is given, such as a
     compiled one. No synchronisation with the device.
     """

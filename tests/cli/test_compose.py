@@ -17,6 +17,7 @@ from resnet_train.cli.overrides import parse
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.directory import lasting
+from resnet_train.runs.resume import changes
 
 Tiny = Callable[..., Config]
 
@@ -87,10 +88,23 @@ def test_a_group_that_is_named_comes_from_its_file(tiny: Tiny) -> None:
 
 def test_a_key_that_is_newer_than_the_saved_run_has_its_default(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=3", "batch_size=20"))
-    for name in ("graph", "profile"):
+    for name in ("graph", "profile", "freeze", "early_stop", "max_time", "find_lr"):
         del saved[name]
     del saved["dataset"]["augment"]["cutmix"], saved["optim"]["nesterov"]
     assert again(saved) == tiny("epochs=3", "batch_size=20")
+
+
+def test_a_run_of_0_2_0_keeps_its_three_channels() -> None:
+    """Grey images were three equal channels, whatever the default is now."""
+    saved = asdict(load_config(["dataset=fashion_mnist", "dataset.channels=3"]))
+    for key in ("channels", "download", "mirrors"):
+        del saved["dataset"][key]
+    config = again(saved)
+    assert (config.dataset.channels, len(config.dataset.mean), config.dataset.download) == (3, 3, True)
+    assert load_config(["dataset=fashion_mnist"]).dataset.channels == 1
+    assert all(change.allowed for change in changes(saved, config))
+    now = load_config(["dataset=fashion_mnist"])
+    assert "dataset.channels: saved 3, requested 1" in map(str, changes(saved, now)), "the same command is another run"
 
 
 def test_strings_are_data(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

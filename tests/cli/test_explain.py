@@ -22,8 +22,8 @@ MESSAGES = [
     ("model=resnet21", f"model: expected one of {MODELS}, got 'resnet21'; did you mean model=resnet32?"),
     (
         "dataset=cifar1O",
-        "dataset: expected one of cifar10, cifar100, fashion_mnist, imagefolder, synthetic, got 'cifar1O'; did you "
-        "mean dataset=cifar10?",
+        "dataset: expected one of cifar10, cifar100, eurosat, fashion_mnist, imagefolder, imagenette, kmnist, "
+        "medmnist, mnist, stl10, svhn, synthetic, tiny_imagenet, got 'cifar1O'; did you mean dataset=cifar10?",
     ),
     ("optm.lr=0.1", "optm: no such key; did you mean optim?"),
     ("optim.lt=0.1", "optim.lt: no such key; did you mean optim.lr?"),
@@ -45,6 +45,9 @@ MESSAGES = [
     ("optim.lr=null", "optim.lr: expected a value, got null"),
     ("batch_size=1.5", "batch_size: expected a whole number, got '1.5'"),
     ("deterministic=maybe", "deterministic: expected true or false, got 'maybe'"),
+    ("early_stop=3", "early_stop: expected a group of keys, got '3'; set early_stop.KEY=VALUE"),
+    ("early_stop.patiense=3", "early_stop.patiense: no such key; did you mean early_stop.patience?"),
+    ("freeze=conv1", "freeze: expected a list, got a single value; write freeze=[VALUE]"),
     ("checkpoint=3", "checkpoint: expected a group of keys, got '3'; set checkpoint.KEY=VALUE"),
     ("~optim.lr", "optim.lr: every run needs a value here, it cannot be removed; set optim.lr=VALUE"),
     ("~optim", "optim: expected a value, got none; give it as optim=VALUE"),

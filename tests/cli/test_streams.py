@@ -32,6 +32,11 @@ def test_what_cannot_be_written_is_dropped() -> None:
     assert good.getvalue() == "text"
 
 
+def test_the_encoding_is_that_of_the_stream() -> None:
+    for encoding in ("utf-8", "ascii"):
+        assert BestEffort(io.TextIOWrapper(io.BytesIO(), encoding=encoding)).encoding == encoding
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "redirection", ["| head -1", ">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "PYTHONIOENCODING=ascii"]

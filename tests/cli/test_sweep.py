@@ -18,6 +18,7 @@ from resnet_train.cli.overrides import parse
 from resnet_train.cli.sweep import expand
 from resnet_train.config.store import job_name
 from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.directory import read_invocation
 from resnet_train.runs.summary import read_summary
 from tests.conftest import TINY, Shell
 
@@ -65,6 +66,10 @@ def test_a_sweep(shell: Shell) -> None:
     found = [read_summary(shell.folder / "sweep" / job) for job in jobs]
     assert [job.status for job in found if job] == ["finished", "finished", "failed", "failed"]
     assert found[0].result != found[1].result or found[0].last != found[1].last  # type: ignore[union-attr]
+    invocations = [read_invocation(shell.folder / "sweep" / job) for job in jobs]
+    assert [one.distinguishing for one in invocations] == [
+        [f"optim.lr={lr}", f"seed={seed}"] for lr in ("0.1", "1e+30") for seed in (0, 1)
+    ]
     for job in jobs[2:]:
         assert "Traceback (most recent call last)" in (shell.folder / "sweep" / job / "train.log").read_text()
     assert [("finished" in line, "failed" in line) for line in table] == [(True, False)] * 2 + [(False, True)] * 2

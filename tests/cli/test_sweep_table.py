@@ -40,6 +40,17 @@ def test_what_jobs_share_stands_above_what_they_differ_in_are_columns(monkeypatc
     )
 
 
+def test_steps_where_a_job_stopped_early() -> None:
+    early = replace(SUMMARY, steps=1200, total_steps=3000)
+    jobs = [SweepJob("a", ["seed=0"], early), SweepJob("b", ["seed=1"], FAILED), SweepJob("c", ["seed=2"], None)]
+    assert sweep_table(jobs).splitlines() == [
+        "seed  status    steps  result        train s  job",
+        "0     finished  1,200  test 91.23 %  100      a",
+        "1     failed    0                    0        b",
+        "2     not run                                 c",
+    ]
+
+
 def test_jobs_with_nothing_in_common() -> None:
     assert sweep_table([SweepJob("a", ["seed=0"], None), SweepJob("b", ["seed=1"], None)]).splitlines()[0] == (
         "seed  status   result  train s  job"

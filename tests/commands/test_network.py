@@ -80,7 +80,8 @@ def test_rows_add_up_and_fit_a_terminal(compose: Compose, overrides: tuple[str, 
             sums[kind] = [one + other for one, other in zip(sums[kind], counts, strict=True)]
     assert sums["inner"] == sums["outer"] == list(totals(table))
     num_classes = 1000 if "dataset.num_classes=1000" in overrides else 10
-    assert sums["inner"][0] == num_parameters(build_model(config.model, num_classes=num_classes, seed=0))
+    network = build_model(config.model, num_classes=num_classes, seed=0, channels=config.dataset.channels)
+    assert sums["inner"][0] == num_parameters(network)
 
 
 def test_rows(compose: Compose) -> None:
@@ -125,7 +126,7 @@ def test_nothing_is_read_or_written(shell: Shell) -> None:
     assert totals(out) == (269_722, 40_551_040)
     code, out, err = shell.call("-m", "summary=true", "seed=0,1", **environment)
     assert (code, out) == (2, "")
-    assert err == "resnet-train: summary: expected one network to show, got a sweep (-m); leave -m and its lists out\n"
+    assert err == "resnet-train: summary: expected one network, got a sweep (-m); leave -m and its lists out\n"
     assert list(shell.folder.iterdir()) == []
 
 
@@ -154,5 +155,5 @@ def test_the_classes_of_a_run_whose_images_are_gone(
 
 
 def test_python_is_refused_in_one_line(tiny: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"^summary: expected false, got true, which shows the network"):
+    with pytest.raises(ConfigError, match=r"^summary: expected false, got true, which shows something"):
         run(tiny("summary=true"))

@@ -41,6 +41,19 @@ MESSAGES: list[tuple[str, str]] = [
     ("ema_decay=0", "ema_decay: expected a number > 0 and < 1, got 0.0"),
     ("ema_decay=1", "ema_decay: expected a number > 0 and < 1, got 1.0"),
     ("seed=-1", "seed: expected a number >= 0, got -1"),
+    (
+        "early_stop.patience=5",
+        "early_stop.patience: expected a validation split, since the test images choose nothing, got 5 without one; "
+        "hold images out with dataset.val_size=N, or leave it out",
+    ),
+    ("early_stop.patience=0 dataset.val_size=10", "early_stop.patience: expected a number >= 1, got 0"),
+    ("early_stop.min_delta=1", "early_stop.min_delta: expected a number >= 0 and < 1, got 1.0"),
+    (
+        "max_time=2",
+        "max_time: expected a time such as '2 h', '90 min', '45 s' or '1:30:00', got '2'; max_time=null sets no limit",
+    ),
+    ("freeze=['layer 1']", "freeze: expected names of modules, as in [conv1,bn1,layer1], got 'layer 1'"),
+    ("freeze=[bn1,conv1,bn1]", "freeze: expected each module once, got bn1 twice; leave one out"),
     ("device=gpu", "device: expected auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     ("device=cuda:x", "device: expected auto, cpu, cuda, cuda:N or mps, got 'cuda:x'"),
     (

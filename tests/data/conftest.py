@@ -18,8 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_train.config.dataset import AugmentConfig, Cifar10Config, ImageFolderConfig, SyntheticConfig
-from resnet_train.data.cifar import Archive
+from resnet_train.config.dataset import (
+    AugmentConfig,
+    Cifar10Config,
+    ImageFolderConfig,
+    PublishedConfig,
+    SyntheticConfig,
+)
+from resnet_train.data.cifar import CifarArchive
 
 
 def md5(content: bytes) -> str:
@@ -30,6 +36,7 @@ def md5(content: bytes) -> str:
 def common() -> dict[str, Any]:
     """Fields of every data set."""
     return {
+        "channels": 3,
         "train_size": None,
         "val_size": 0,
         "mean": [0.5, 0.4, 0.3],
@@ -44,6 +51,17 @@ def cifar10(common: dict[str, Any]) -> Callable[..., Cifar10Config]:
 
     def config(root: Path, *, download: bool = False, mirrors: tuple[str, ...] = ()) -> Cifar10Config:
         return Cifar10Config(name="cifar10", root=str(root), download=download, mirrors=list(mirrors), **common)
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def dataset(common: dict[str, Any]) -> Callable[..., Any]:
+    """A configuration of any class of published files, by default without a download."""
+
+    def config(kind: type[PublishedConfig], root: Path, **values: Any) -> Any:
+        fields = {"name": kind.NAME, "root": str(root), "download": False, "mirrors": [], **common, **values}
+        return kind(**fields)
 
     return config
 
@@ -99,7 +117,7 @@ def ways() -> str:
 class Published:
     """An archive as CIFAR's, but small, and what is in it."""
 
-    archive: Archive
+    archive: CifarArchive
     content: bytes  # the .tar.gz
     files: dict[str, bytes]
     images: np.ndarray  # all training images (N, 32, 32, 3)
@@ -128,7 +146,7 @@ def published() -> Published:
     files = {name: pickle.dumps(batch, protocol=4) for name, batch in batches.items()}
     content = tar_gz({f"small/{name}": content for name, content in files.items()} | {"small/readme.html": b"read me"})
     sums = {name: md5(content) for name, content in files.items()}
-    archive = Archive(
+    archive = CifarArchive(
         title="Small",
         filename="small.tar.gz",
         md5=md5(content),
@@ -144,10 +162,11 @@ def published() -> Published:
 
 @dataclass
 class Mirror:
-    """A server on this machine; the path of an address says how it misbehaves."""
+    """A server on this machine; the first part of a path says how it misbehaves, the rest which file is meant."""
 
     url: str
-    content: bytes
+    content: bytes  # of a path of one part
+    files: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
     completed: list[str] = field(default_factory=list)  # paths of bodies that were sent to their end
     stop: threading.Event = field(default_factory=threading.Event)
@@ -177,26 +196,28 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers["Range"]
         mirror.requests.append((self.path, wanted))
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        content, size = mirror.content, len(mirror.content)
-        match self.path:
-            case "/missing":
+        behaviour, _, name = self.path.partition("?")[0].removeprefix("/").partition("/")
+        content = mirror.files[name] if name else mirror.content
+        size = len(content)
+        match behaviour:
+            case "missing":
                 self.send_error(404)
-            case "/page":
+            case "page":
                 self.answer(200, b"<html>Sign in to this network</html>", "text/html; charset=utf-8")
-            case "/wrong":
+            case "wrong":
                 self.answer(200, b"not the archive" * 1000)
-            case "/no-range":
+            case "no-range":
                 self.answer(200, content)
-            case "/shifted" if start:
+            case "shifted" if start:
                 self.answer(206, content[start - 1 :], Content_Range=f"bytes {start - 1}-{size - 1}/{size}")
-            case "/middle":
+            case "middle":
                 self.answer(206, content[9:], Content_Range=f"bytes 9-{size - 1}/{size}")
-            case "/cut":
+            case "cut":
                 self.answer(200, content, send=size // 2)
-            case "/hang":
+            case "hang":
                 self.answer(200, content, send=size // 2)
                 mirror.stop.wait(10)
-            case "/slow":
+            case "slow":
                 mirror.stop.wait(1)
                 self.answer(200, content)
             case _ if start >= size:

@@ -44,21 +44,22 @@ def test_draws_are_cut_and_joined_as_one() -> None:
 # ------------------------------------------------------------------------------------------------------------ crop_flip
 
 
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(
     ("height", "width", "padding"), [(6, 5, 0), (6, 5, 1), (5, 6, 4), (32, 32, 4), (4, 4, 3), (3, 7, 2)]
 )
-def test_crop_flip_is_pad_crop_and_hflip(mode: CropMode, height: int, width: int, padding: int) -> None:
+def test_crop_flip_is_pad_crop_and_hflip(mode: CropMode, height: int, width: int, padding: int, channels: int) -> None:
     """Bit for bit, for every offset and both directions, on images drawn with repetition and out of order."""
-    images = random_bytes(5, height, width, 3)
+    images = random_bytes(5, height, width, channels)
     offsets = range(2 * padding + 1)
     draws = list(itertools.product(offsets, offsets, [False, True]))
     index = torch.tensor([(7 * position + 3) % 5 for position in range(len(draws))])
     offset_y, offset_x, flip = (torch.tensor(column) for column in zip(*draws, strict=True))
     out = crop_flip(images, crops(index, offset_y, offset_x, flip), padding=padding, mode=mode)
-    assert (out.shape, out.dtype) == ((len(draws), height, width, 3), torch.uint8)
+    assert (out.shape, out.dtype) == ((len(draws), height, width, channels), torch.uint8)
     for position, (top, left, mirrored) in enumerate(draws):
-        image = images[index[position]].permute(2, 0, 1)  # (3, H, W)
+        image = images[index[position]].permute(2, 0, 1)  # (C, H, W)
         padded = TF.pad(image, [padding], padding_mode="constant" if mode == "zeros" else "reflect")
         expected = TF.crop(padded, top, left, height, width)
         expected = TF.hflip(expected) if mirrored else expected

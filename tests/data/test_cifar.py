@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from resnet_train.config.dataset import Cifar10Config
-from resnet_train.data.cifar import CIFAR10, CIFAR100, load_cifar, obtain, read_batches
+from resnet_train.data.archive import obtain
+from resnet_train.data.cifar import CIFAR10, CIFAR100, load_cifar, read_batches
 from resnet_train.data.files import Files
+from resnet_train.data.published import Source
 from resnet_train.errors import ConfigError
 from tests.data.conftest import Published
 
@@ -62,7 +64,7 @@ def test_the_tables_are_those_of_torchvision() -> None:
 
 def test_root_may_be_the_folder_itself(cifar10_root: Path) -> None:
     folder = cifar10_root / CIFAR10.folder
-    assert obtain(CIFAR10, folder, mirrors=(), download=False) == folder
+    assert obtain(CIFAR10, Source(folder, False, ())) == folder
 
 
 def test_a_flipped_bit_is_found_and_named(
@@ -135,7 +137,7 @@ def test_a_pickle_runs_nothing_even_if_its_md5_is_expected(
 
 def test_an_archive_is_unpacked_and_stays(published: Published, tmp_path: Path) -> None:
     (tmp_path / "small.tar.gz").write_bytes(published.content)
-    folder = obtain(published.archive, tmp_path, mirrors=(), download=False)
+    folder = obtain(published.archive, Source(tmp_path, False, ()))
     assert folder == tmp_path / "small"
     assert {path.name for path in folder.iterdir()} == set(published.files)  # without the read-me
     assert {path.name for path in tmp_path.iterdir()} == {"small", "small.tar.gz", "small.tar.gz.lock"}
@@ -148,9 +150,9 @@ def test_an_archive_is_unpacked_and_stays(published: Published, tmp_path: Path) 
 
 def test_a_deleted_batch_comes_back_from_the_archive(published: Published, tmp_path: Path) -> None:
     (tmp_path / "small.tar.gz").write_bytes(published.content)
-    folder = obtain(published.archive, tmp_path, mirrors=(), download=False)
+    folder = obtain(published.archive, Source(tmp_path, False, ()))
     (folder / "data_batch_2").unlink()
-    assert obtain(published.archive, tmp_path, mirrors=(), download=False) == folder
+    assert obtain(published.archive, Source(tmp_path, False, ())) == folder
     assert (folder / "data_batch_2").read_bytes() == published.files["data_batch_2"]
 
 
@@ -164,7 +166,7 @@ def test_a_corrupt_archive_is_named_and_left_alone(
         f"delete it and run again with dataset.download=true, or provide it again"
     )
     with pytest.raises(ConfigError, match=exactly(message)):
-        obtain(published.archive, tmp_path, mirrors=(), download=True)
+        obtain(published.archive, Source(tmp_path, True, ()))
     assert path.read_bytes() == published.content[:-1]
 
 
@@ -201,6 +203,6 @@ def test_an_archive_cannot_write_elsewhere(
         f"with dataset.download=true, or provide it again"
     )
     with pytest.raises(ConfigError, match=exactly(message)):
-        obtain(archive, root, mirrors=(), download=False)
+        obtain(archive, Source(root, False, ()))
     assert {path.name for path in root.iterdir()} == {"small.tar.gz", "small.tar.gz.lock"}
     assert list(tmp_path.iterdir()) == [root]

@@ -104,6 +104,20 @@ def test_a_folder_of_images(tmp_path: Path, imagefolder: Callable[..., ImageFold
         assert torch.equal(image, torch.tensor(colours[name], dtype=torch.uint8).expand(8, 8, 3))
 
 
+def test_a_folder_of_images_in_grey(tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    """The cache holds colours, whatever is asked for: it is made once."""
+    for name in ("train/cat/1", "train/dog/1", "val/dog/1"):
+        (tmp_path / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 100, 0)).save(tmp_path / f"{name}.png")
+    config = imagefolder(tmp_path)
+    grey = replace(config, channels=1, mean=[0.5], std=[0.5])
+    assert load_dataset(config, seed=0).train.images.shape == (2, 8, 8, 3)
+    images = load_dataset(grey, seed=0).train.images
+    assert images.shape == (2, 8, 8, 1)
+    assert images.unique().tolist() == [round(0.299 * 200 + 0.587 * 100)]
+    assert len(list((tmp_path / ".resnet-train-cache").glob("train-*.npy"))) == 1
+
+
 def test_cifar10_and_the_statistics_that_normalise_it(
     cifar10_root: Path, cifar10: Callable[..., Cifar10Config]
 ) -> None:

@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from resnet_train.data.decode import decode
+from resnet_train.data.decode import decode, with_channels
 from resnet_train.errors import ConfigError
+
+
+def test_grey_is_pillows_luma(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    grey = decode(tmp_path / "photo.png", 9, channels=1)
+    assert grey.shape == (9, 9, 1)
+    assert np.array_equal(grey[..., 0], np.asarray(Image.fromarray(pixels).convert("L")))
+    assert np.array_equal(with_channels(with_channels(grey, 3), 1), grey), "three equal channels are grey already"
+    many = np.stack([pixels, pixels[::-1]])
+    assert np.array_equal(with_channels(many, 1), np.stack([grey, grey[::-1]]))
 
 
 def checker(value: int = 255) -> np.ndarray:

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from resnet_train.config.dataset import Cifar10Config
+from resnet_train.data.archive import obtain
 from resnet_train.data.available import check_available
-from resnet_train.data.cifar import load_cifar, obtain
+from resnet_train.data.cifar import load_cifar
+from resnet_train.data.published import Source
 from resnet_train.errors import ConfigError
 from tests.data.conftest import Mirror, Published
 
@@ -26,7 +28,7 @@ def md5(content: bytes) -> str:
 
 
 def get(published: Published, root: Path, mirrors: list[str]) -> Path:
-    return obtain(published.archive, root, mirrors=mirrors, download=True, timeout_seconds=0.5)
+    return obtain(published.archive, Source(root, True, mirrors, timeout_seconds=0.5))
 
 
 def assert_whole(published: Published, folder: Path) -> None:
@@ -91,9 +93,9 @@ def test_a_useless_mirror_is_skipped_with_a_warning(
     [
         ("ftp://localhost/small.tar.gz", "not an address that begins with http, https or file"),
         ("small.tar.gz", "not an address that begins with http, https or file"),
-        ("http://localhost:port/", "nonnumeric port: 'port'"),
-        ("http://[localhost/", "Invalid IPv6 URL"),
-        ("http://127.0.0.1:1/", "[Errno ...] Connection refused"),
+        ("http://localhost:port/small.tar.gz", "nonnumeric port: 'port'"),
+        ("http://[localhost/small.tar.gz", "Invalid IPv6 URL"),
+        ("http://127.0.0.1:1/small.tar.gz", "[Errno ...] Connection refused"),
         ("file:///none/small.tar.gz", "[Errno 2] No such file or directory: '/none/small.tar.gz'"),
     ],
 )
@@ -187,9 +189,7 @@ def test_a_whole_part_needs_no_mirror(published: Published, mirror: Mirror, tmp_
 @pytest.mark.slow
 def test_two_processes_download_once(published: Published, mirror: Mirror, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [
-            pool.submit(obtain, published.archive, tmp_path, mirrors=mirror("slow"), download=True) for _ in range(2)
-        ]
+        futures = [pool.submit(obtain, published.archive, Source(tmp_path, True, mirror("slow"))) for _ in range(2)]
         assert [future.result() for future in futures] == [tmp_path / "small"] * 2
     assert_whole(published, tmp_path / "small")
     assert mirror.completed == ["/slow"]
@@ -207,9 +207,7 @@ def test_the_second_waits_for_the_first(
         return any(map(waiting.fullmatch, caplog.messages))
 
     with ThreadPoolExecutor(2) as pool:  # a lock belongs to an open file, so threads are as good as processes
-        futures = [
-            pool.submit(obtain, published.archive, tmp_path, mirrors=mirror("slow"), download=True) for _ in range(2)
-        ]
+        futures = [pool.submit(obtain, published.archive, Source(tmp_path, True, mirror("slow"))) for _ in range(2)]
         while not waits() and not any(future.done() for future in futures):
             time.sleep(0.01)
         assert mirror.completed == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from resnet_train.config.dataset import EuroSATConfig
 from resnet_train.data.hash_split import split_of
+from resnet_train.data.image_archive import EUROSAT
 
 NAMES = [f"cats/{number}.jpg" for number in range(4000)]
 
@@ -28,3 +30,13 @@ def test_of_names_and_of_nothing_else() -> None:
 
 
 RECORDED = ["val", "val", "test", "val"]
+
+
+def test_the_numbers_of_eurosat() -> None:
+    """By the class sizes of Helber et al. 2019; the files are called AnnualCrop_1.jpg and so on."""
+    sizes = {"AnnualCrop": 3000, "Forest": 3000, "HerbaceousVegetation": 3000, "Highway": 2500, "Industrial": 2500}
+    sizes |= {"Pasture": 2000, "PermanentCrop": 2500, "Residential": 3000, "River": 2500, "SeaLake": 3000}
+    names = [f"{name}_{number}.jpg" for name, size in sizes.items() for number in range(1, size + 1)]
+    counts = Counter(split_of(name, test_fraction=0.2) for name in names)
+    assert counts == {"train": EUROSAT.num_train, "test": EUROSAT.num_test}
+    assert EUROSAT.num_train == EuroSATConfig.NUM_TRAIN

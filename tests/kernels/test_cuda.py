@@ -240,15 +240,19 @@ def test_the_check_before_a_run_finds_a_kernel_that_does_nothing(
 
 
 @runs_kernels
-def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cuda_batch._make_table
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_check_before_a_run_finds_batches_that_are_off_by_a_bit(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = augment.normalised_bytes
 
     def wrong(mean: Tensor, std: Tensor) -> Tensor:
         table = right(mean, std)
-        table[2, 77] = table[2, 77].nextafter(torch.tensor(0.0, device=DEVICE))
+        if len(table) == channels:
+            table[-1, 77] = table[-1, 77].nextafter(torch.tensor(0.0, device=DEVICE))
         return table
 
-    monkeypatch.setattr(cuda_batch, "_make_table", wrong)
+    monkeypatch.setattr(augment, "normalised_bytes", wrong)
     with pytest.raises(native.Unavailable, match=r"^a batch by the fused kernels is not that of PyTorch's operations "):
         cuda_check.check(DEVICE, "fp32")
 
@@ -456,10 +460,14 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 @runs_kernels
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(("height", "width", "padding"), [(6, 5, 0), (6, 5, 1), (3, 4, 2), (20, 18, 1)])
-def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, width: int, padding: int) -> None:
-    images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_batches_are_the_same_to_the_bit(
+    mode: augment.CropMode, height: int, width: int, padding: int, channels: int
+) -> None:
+    draws_of_bytes = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, height, width, channels), dtype=torch.uint8, generator=draws_of_bytes)
     draws = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), [False, True]))
     offset_y, offset_x, flip = (torch.tensor(column, device=DEVICE) for column in zip(*draws, strict=True))
     index = torch.arange(len(draws), device=DEVICE) % 5
@@ -470,8 +478,8 @@ def test_batches_are_the_same_to_the_bit(mode: augment.CropMode, height: int, wi
             drawn,
             padding=padding,
             mode=mode,
-            mean=torch.tensor(MEAN, device=DEVICE),
-            std=torch.tensor(STD, device=DEVICE),
+            mean=torch.tensor(MEAN[:channels], device=DEVICE),
+            std=torch.tensor(STD[:channels], device=DEVICE),
         )
         for function in (cuda_batch.crop_flip_normalise, augment.crop_flip_normalise)
     )
@@ -691,7 +699,7 @@ def compile_batches(mode: str) -> None:
     images, draws = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     triton_batch.crop_flip_normalise[(4, 3)](
         *(images, draws, draws, draws, draws.bool(), torch.zeros(3, 256), torch.zeros(4, 32, 32, 3), 4),
-        **{"HEIGHT": 32, "WIDTH": 32, "REFLECT": mode == "reflect", "BLOCK": 1024},
+        **{"HEIGHT": 32, "WIDTH": 32, "CHANNELS": 3, "REFLECT": mode == "reflect", "BLOCK": 1024},
     )
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from resnet_train.config.model import ModelConfig
 from resnet_train.config.run import Config
 from resnet_train.models.build import build_model
+from resnet_train.models.count import channels_of, layers
 from resnet_train.models.preact import PreActBottleneck
+from resnet_train.models.recognise import recognise
 from resnet_train.models.resnet import BasicBlock, CifarResNet, PadShortcut, ResNet
 
 Compose = Callable[..., Config]
@@ -67,3 +69,19 @@ def test_a_family_without_a_network(compose: Compose) -> None:
     shared: dict[str, Any] = vars(replace(compose().model))
     with pytest.raises(TypeError, match=r"^no network for ModelConfig$"):
         build_model(ModelConfig(**shared), num_classes=10, seed=0)
+
+
+@pytest.mark.parametrize("overrides", ["model=resnet20", "model=resnet18", "model=resnet18 model.stem=imagenet"])
+def test_of_one_channel(overrides: str, compose: Callable[..., Config]) -> None:
+    """Only the first convolution is another; the network is recognised by its shapes."""
+    config = compose(*overrides.split()).model
+    grey, colour = (build_model(config, num_classes=10, seed=0, channels=channels) for channels in (1, 3))
+    assert grey(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    differ = [name for name, tensor in grey.state_dict().items() if tensor.shape != colour.state_dict()[name].shape]
+    assert differ == ["conv1.weight"]
+    assert channels_of(grey) == 1
+    found = recognise({name: tuple(tensor.shape) for name, tensor in grey.state_dict().items()})
+    assert found is not None
+    assert (found.channels, found.depth) == (1, config.depth)
+    first = layers(grey, 28)[0]
+    assert first.multiply_adds * 3 == layers(colour, 28)[0].multiply_adds

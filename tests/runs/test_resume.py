@@ -102,6 +102,9 @@ def test_what_a_recipe_expects_is_no_change(compose: Compose) -> None:
         (["eval_every=2", "log_every=7", "checkpoint.every=3", "checkpoint.keep=1"], True),
         (["name=another"], True),
         (["device=auto", "deterministic=true"], True),
+        (["max_time=2 h"], True),
+        (["early_stop.patience=3", "dataset.val_size=10"], False),  # because of the latter
+        (["freeze=[conv1]"], False),
         (["seed=1"], False),
         (["precision=bf16"], True),
         (["batch_size=16"], False),
@@ -125,6 +128,22 @@ def test_what_leaves_a_run_the_same_run(
     else:
         with pytest.raises(ConfigError, match="would be another run"):
             check_same_run(saved, config, Path("run"))
+
+
+def test_the_patience_may_change(tiny: Compose) -> None:
+    before = asdict(tiny("dataset.val_size=10"))
+    after = tiny("dataset.val_size=10", "early_stop.patience=3", "early_stop.min_delta=0.01")
+    found = check_same_run(before, after, Path("run"))
+    assert [change.key for change in found] == ["early_stop.min_delta", "early_stop.patience"]
+
+
+def test_keys_that_are_newer_than_a_run_had_their_value_all_the_same(tiny: Compose, saved: dict[str, Any]) -> None:
+    older = {key: value for key, value in saved.items() if key not in ("freeze", "max_time", "early_stop")}
+    assert changes(older, tiny()) == []
+    assert [str(change) for change in changes(older, tiny("freeze=[conv1]", "max_time=1 h"))] == [
+        "freeze: saved [], requested ['conv1']",
+        "max_time: saved null, requested 1 h",
+    ]
 
 
 def test_where_the_files_lie_may_change(compose: Compose) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from resnet_train.cli.compose import load_config
 from resnet_train.cli.main import main
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -146,3 +147,10 @@ def test_on_the_command_line(
     assert lines[-1].endswith("; try model.depth=14 model.width=1.0")
     assert len(lines) == 1 + 20 + 1 + 1
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_for_colours_in_a_network_of_grey_images() -> None:
+    grey, colour = (build_model(load_config([]).model, num_classes=10, seed=0, channels=number) for number in (1, 3))
+    shapes = r"\(expected \(16, 1, 3, 3\), got \(16, 3, 3, 3\)\)"
+    with pytest.raises(ConfigError, match=rf"first conv1\.weight {shapes}; try dataset\.channels=3$"):
+        load_weights(grey, colour.state_dict())

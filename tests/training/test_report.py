@@ -18,7 +18,8 @@ from resnet_train.train import run
 from resnet_train.training import report
 from resnet_train.training.clock import Clock
 from resnet_train.training.session import open_session
-from resnet_train.training.setup import Timetable, build
+from resnet_train.training.setup import build
+from resnet_train.training.timetable import Timetable
 
 Tiny = Callable[..., Config]
 TIMETABLE = Timetable(

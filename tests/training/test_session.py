@@ -8,11 +8,15 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from resnet_train.config.run import Config
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.summary import read_summary
+from resnet_train.train import run
 from tests.conftest import TINY, Shell
 
 
@@ -28,6 +32,25 @@ def limited(shell: Shell, *arguments: str, size: int) -> tuple[int, str, str]:
     started = shell.start(*arguments, preexec_fn=lambda: limit(size))
     out, err = started.communicate(timeout=120)
     return started.returncode, out, err
+
+
+@pytest.mark.parametrize(("stem", "size", "left"), [("imagenet", 33, 9), ("imagenet", 64, None), ("cifar", 33, None)])
+def test_the_stem_of_imagenet_on_small_images(
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stem: str,
+    size: int,
+    left: int | None,
+) -> None:
+    network = ("model=resnet18", "model.depth=18", "model.width=0.05", f"model.stem={stem}")
+    run(tiny(*network, f"dataset.image_size={size}", "epochs=null", "steps=1", "batch_size=2"), directory=tmp_path)
+    warned = [record.message for record in caplog.records if "model.stem" in record.message]
+    expected = (
+        f"model.stem=imagenet (7x7 with stride 2, then max-pooling) leaves {left}x{left} of {size}x{size} pixels to "
+        f"the first block; model.stem=cifar, one 3x3 convolution, leaves all of them"
+    )
+    assert warned == ([] if left is None else [expected])
 
 
 @pytest.mark.slow

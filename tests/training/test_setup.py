@@ -14,7 +14,8 @@ import torch
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.training.launches import FewLaunches
-from resnet_train.training.setup import Due, Timetable, build, build_forward
+from resnet_train.training.setup import build, build_forward
+from resnet_train.training.timetable import Due, Timetable
 
 Tiny = Callable[..., Config]
 

@@ -48,8 +48,10 @@ def loader_of(config: Config, dataset: Dataset, *, pin_memory: bool, persistent_
             transforms.Normalize(config.dataset.mean, config.dataset.std),
         ]
     )
+    pixels = dataset.train.images.numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels  # a grey image of Pillow has no axis for channels
     return DataLoader(
-        PILImages(dataset.train.images.numpy(), dataset.train.labels.tolist(), transform),
+        PILImages(pixels, dataset.train.labels.tolist(), transform),
         batch_size=config.batch_size,
         shuffle=True,
         num_workers=usable_cores(),
@@ -65,7 +67,9 @@ def baseline(
     """The loop of tutorials, as it is or tuned, one step for each item."""
     pin_memory = tuned and device.type == "cuda"
     loader = loader_of(config, dataset, pin_memory=pin_memory, persistent_workers=tuned)
-    model = build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
+    model = build_model(
+        config.model, num_classes=len(dataset.classes), seed=config.seed, channels=config.dataset.channels
+    )
     model = model.to(device, memory_format=torch.channels_last if tuned else torch.contiguous_format)  # type: ignore[call-overload]
     model.train()
     torch.backends.cudnn.benchmark = tuned  # the process is this loop's own

@@ -136,7 +136,9 @@ def _report(
 ) -> dict[str, Any]:
     plan = build_plan(config)
     dataset = load_dataset(config.dataset, seed=config.seed)
-    model = build_model(config.model, num_classes=len(dataset.classes), seed=config.seed)
+    model = build_model(
+        config.model, num_classes=len(dataset.classes), seed=config.seed, channels=config.dataset.channels
+    )
     ceiling = {name: statistics.median(values) for name, values in machine.items()}
     found = layers(model, dataset.image_size)
     is_half = plan.precision in ("bf16", "fp16")
