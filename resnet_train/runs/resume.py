@@ -75,7 +75,14 @@ CHANGEABLE = frozenset(
 )
 
 # Keys that saved configurations may lack, being newer, with the value that those runs had all the same.
-NEWER: dict[str, Any] = {"early_stop.min_delta": 0.0, "early_stop.patience": None, "freeze": [], "max_time": None}
+NEWER: dict[str, Any] = {
+    "dataset.test_fraction": 0.2,
+    "dataset.val_fraction": 0.0,
+    "early_stop.min_delta": 0.0,
+    "early_stop.patience": None,
+    "freeze": [],
+    "max_time": None,
+}
 
 
 # ----------------------------------------------------------------------------------------------------- 1: the directory
@@ -120,9 +127,6 @@ def latest(outputs: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------ 3: is it still the same run
 
-# Keys that came after 0.2.0, with the value at which a run is what it was without them.
-AS_BEFORE = {"dataset.val_fraction": 0.0, "dataset.test_fraction": 0.2}
-
 
 @dataclass(frozen=True)
 class Change:
@@ -144,8 +148,7 @@ class Change:
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     """Every key in which ``config`` differs from a saved one (plain, nested), sorted by key.
 
-    A key that the saved one lacks, since its version had none, is no difference where it may change, or means what that
-    version did.
+    A key that the saved one lacks, since its version had none, is no difference where it may change.
     """
     before, after = flatten(with_absolute_paths(with_former(saved))), flatten(lasting(config))
     before = {key: value for key, value in NEWER.items() if key in after} | before
@@ -153,7 +156,7 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if key.partition(".")[0] not in NOT_SAVED
-        and (key in before or (key not in CHANGEABLE and (key not in AS_BEFORE or after[key] != AS_BEFORE[key])))
+        and (key in before or key not in CHANGEABLE)
         and (before.get(key), key in before) != (after.get(key), key in after)
     ]
 
