@@ -36,7 +36,7 @@ NEVER = {
     "errors": {"torch", "numpy", "hydra", "omegaconf"},
 }
 WITHOUT_TORCH = ("cli", "config", "data", "runs", "errors", "train")
-WITH_TORCH = {"data.augment", "data.dataset", "data.stream", "data.transfer"} | {
+WITH_TORCH = {"data.augment", "data.balance", "data.dataset", "data.stream", "data.transfer"} | {
     f"runs.{name}" for name in ("checkpoint", "environment", "history", "snapshot", "tensorboard", "weights")
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

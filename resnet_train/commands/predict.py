@@ -20,8 +20,8 @@ from tqdm import tqdm
 from resnet_train.cli.program import Parser, end_with
 from resnet_train.cli.streams import NobodyReads, Results
 from resnet_train.data.decode import UnreadableImage
+from resnet_train.data.folder_names import some
 from resnet_train.data.image_paths import list_images, read_images
-from resnet_train.data.imagefolder import some
 from resnet_train.errors import ConfigError
 from resnet_train.inference.find import find
 from resnet_train.inference.rows import Csv, Json, Rows, Table, width_of

@@ -69,11 +69,8 @@ def _check_own_keys(dataset: DatasetConfig) -> None:
                 f"dataset.root: expected the folder that holds the files of {dataset.NAME}, or will hold them, got "
                 f"nothing; add dataset.root=FOLDER, or unset {variable} where it is empty"
             )
-        case ImageFolderConfig() if not dataset.root:
-            raise ConfigError(
-                "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
-                "add dataset.root=FOLDER"
-            )
+        case ImageFolderConfig():
+            _check_imagefolder(dataset)
         case MedMNISTConfig() if dataset.subset not in SUBSETS:
             close = difflib.get_close_matches(dataset.subset.lower(), SUBSETS, 1)
             raise ConfigError(
@@ -87,3 +84,18 @@ def _check_own_keys(dataset: DatasetConfig) -> None:
             checks.number("dataset.num_test", dataset.num_test, at_least=1, at_most=MAX_IMAGES)
     if dataset.IMAGE_SIZE is None:
         checks.number("dataset.image_size", image_size(dataset), at_least=4, at_most=MAX_IMAGE_SIZE)
+
+
+def _check_imagefolder(dataset: ImageFolderConfig) -> None:
+    if not dataset.root:
+        raise ConfigError(
+            "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
+            "add dataset.root=FOLDER"
+        )
+    checks.number("dataset.test_fraction", dataset.test_fraction, above=0, below=1)
+    checks.number("dataset.val_fraction", dataset.val_fraction, at_least=0, below=1)
+    if dataset.val_fraction + dataset.test_fraction >= 1:
+        raise ConfigError(
+            f"dataset.val_fraction and dataset.test_fraction: expected a sum below 1, since the other images are "
+            f"trained on, got {dataset.val_fraction + dataset.test_fraction:g}; try dataset.val_fraction=0.1"
+        )

@@ -49,6 +49,8 @@ class Config:
     batch_size: int  # images per step, over all devices and micro-batches
     accumulate: int  # micro-batches per step
     label_smoothing: float
+    class_weights: Any  # none, inverse, sqrt, or a number for each class
+    balanced_sampling: bool
     clip_grad_norm: float | None
     ema_decay: float | None
     seed: int
@@ -167,10 +169,24 @@ def _check_step(config: Config) -> None:
             f"try batch_size={max(1, config.batch_size // config.accumulate) * config.accumulate}"
         )
     checks.number("label_smoothing", config.label_smoothing, at_least=0, below=1)
+    _check_class_weights(config.class_weights)
     if config.clip_grad_norm is not None:
         checks.number("clip_grad_norm", config.clip_grad_norm, above=0)
     if config.ema_decay is not None:
         checks.number("ema_decay", config.ema_decay, above=0, below=1)
+
+
+def _check_class_weights(asked: Any) -> None:
+    """How many classes there are is found when the data are read."""
+    if isinstance(asked, list):
+        for index, value in enumerate(asked):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"class_weights[{index}]: expected a number, got {value!r}")
+            checks.number(f"class_weights[{index}]", value, above=0)
+    elif asked not in ("none", "inverse", "sqrt"):
+        raise ConfigError(
+            f"class_weights: expected none, inverse, sqrt or a list with a number for each class, got {asked!r}"
+        )
 
 
 def _check_machine(config: Config) -> None:

@@ -16,6 +16,7 @@ from resnet_train.config.dataset import (
 from resnet_train.config.medmnist import SUBSETS
 from resnet_train.data import archive, cifar, idx, image_archive, imagefolder, medmnist, published, stl10, svhn
 from resnet_train.data.files import folder_of, one_line_errors
+from resnet_train.data.folder_layout import layout
 
 
 def check_available(dataset: DatasetConfig) -> None:
@@ -38,7 +39,7 @@ def check_available(dataset: DatasetConfig) -> None:
             case ImageArchiveConfig():
                 archive.check_obtainable(image_archive.tree_of(dataset).archive, published.source_of(dataset))
             case ImageFolderConfig():
-                imagefolder.class_names(imagefolder.split_folders(folder_of(dataset.root))[0])
+                imagefolder.class_names(layout(dataset, folder_of(dataset.root)).train)
 
 
 def num_classes(dataset: DatasetConfig) -> int:
@@ -51,6 +52,6 @@ def num_classes(dataset: DatasetConfig) -> int:
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):
-                return len(imagefolder.class_names(imagefolder.split_folders(root)[0]))
+                return len(imagefolder.class_names(layout(dataset, root).train))
     assert dataset.NUM_CLASSES is not None, f"no classes for {type(dataset).__name__}"
     return dataset.NUM_CLASSES

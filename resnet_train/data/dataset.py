@@ -65,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits of a data set; ``val`` is official, or held out of the training images if asked for."""
+    """All splits of a data set; ``val`` comes with it, or is held out of the training images if asked for."""
 
     train: Split
     val: Split | None
@@ -73,6 +73,7 @@ class Dataset:
     classes: tuple[str, ...]
     identity: DataIdentity
     left_out: str = ""  # files beside the images, in words
+    taken: str = ""  # which images serve as what, in words
 
     @property
     def image_size(self) -> int:
@@ -88,7 +89,7 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     """
     val: Split | None = None
     names: tuple[str, ...] = ()
-    left_out = ""
+    left_out = taken = ""
     if isinstance(config, SyntheticConfig):
         train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
         classes = tuple(f"pattern {label}" for label in range(config.num_classes))
@@ -100,16 +101,17 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
             split_from(split, config.channels, paths)
             for split, paths in ((files.train, files.train_paths), (files.test, files.test_paths))
         )
-        val = None if files.val is None else split_from(files.val, config.channels)
-        classes, identity, names, left_out = files.classes, files.identity, files.names, files.left_out
+        val = None if files.val is None else split_from(files.val, config.channels, files.val_paths)
+        classes, identity, names = files.classes, files.identity, files.names
+        left_out, taken = files.left_out, files.taken
     num_train = num_train_images(config, len(train))
     if num_train == len(train):
-        return Dataset(train, val, test, classes, identity, left_out)
+        return Dataset(train, val, test, classes, identity, left_out, taken)
     order = draw_order(len(train), names, seed=seed)
     held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
     if config.val_size:
         val = train.take(held_out.sort().values)
-    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out)
+    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out, taken)
 
 
 def split_from(images: Images, channels: int, paths: tuple[str, ...] = ()) -> Split:

@@ -32,10 +32,11 @@ class ImageFiles:
     folder: Path
     names: tuple[str, ...]  # relative to folder
     labels: NDArray[np.int64]  # (N,)
+    is_root: bool = False  # folder is dataset.root itself
 
     def paths(self) -> tuple[str, ...]:
-        """Relative to the folder above: ``train/cats/1.png``."""
-        return tuple(f"{self.folder.name}/{name}" for name in self.names)
+        """Relative to dataset.root: ``train/cats/1.png``."""
+        return self.names if self.is_root else tuple(f"{self.folder.name}/{name}" for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Files:
     train_paths: tuple[str, ...] = ()  # below dataset.root, where each image is a file
     test_paths: tuple[str, ...] = ()
     left_out: str = ""  # files beside the images, in words
-    val: Images | None = None  # where the data set has an official validation split
+    val: Images | None = None  # where the data set has validation images of its own
+    val_paths: tuple[str, ...] = ()
+    taken: str = ""  # which images serve as what, in words, where the files do not say it by themselves
 
 
 def folder_of(root: str | None) -> Path:

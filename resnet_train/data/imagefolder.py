@@ -10,7 +10,7 @@ import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -19,75 +19,98 @@ from resnet_train.config.dataset import ImageFolderConfig, num_train_images
 from resnet_train.config.size import data_need
 from resnet_train.data.decode import UnreadableImage, image_endings
 from resnet_train.data.files import Files, ImageFiles, Images, folder_of, one_line_errors
+from resnet_train.data.folder_layout import Layout, layout
+from resnet_train.data.folder_names import ending, is_own_file, is_own_folder, num_images, some, visible_folders
+from resnet_train.data.hash_split import split_of
 from resnet_train.data.image_cache import Cached, cache_folders, cached_images, report_unreadable
 from resnet_train.errors import ConfigError
 from resnet_train.runs.data_identity import DataIdentity, identify
 from resnet_train.runs.memory import check_room
 
-# What systems put beside images: not the user's own. Synology's @eaDir holds thumbnails. In lower case.
-SYSTEM_FOLDERS = {
-    "@eadir",
-    "@recycle",
-    "#recycle",
-    "$recycle.bin",
-    "__macosx",
-    "lost+found",
-    "system volume information",
-}
-SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-SHOWN = 5  # names of a kind in a message
-
 
 def load_imagefolder(dataset: ImageFolderConfig) -> Files:
-    """Read ``root/train/<class>/**`` and ``root/val/<class>/**`` (or ``test/``) as squares of ``image_size`` pixels.
+    """Read the images of `layout`'s folders, ``<class>/**`` in each, as squares of ``image_size`` pixels.
 
     Classes are the folders of ``train/``, sorted; images are sorted by class and path. Raises `ConfigError` for
     missing or empty folders, a class that ``train/`` lacks, and images that cannot be read: all of them at once.
     """
     root = folder_of(dataset.root)
     with one_line_errors(root):
-        folders = split_folders(root)
-        classes = class_names(folders[0])
+        folders = layout(dataset, root)
+        classes = class_names(folders.train)
         left_out: Counter[str] = Counter()
-        listed = [list_images(folder, classes, left_out) for folder in folders]
+        listed = list_splits(dataset, folders, classes, left_out)
         # Refused before the images are decoded:
-        num_train_images(dataset, len(listed[0].names))
-        check_room(data_need(dataset, sum(len(files.names) for files in listed)))
+        num_train_images(dataset, len(listed["train"].names))
+        check_room(data_need(dataset, sum(len(files.names) for files in listed.values())))
         caches = cache_folders(root, dataset.cache)
-        found: list[Cached] = []
+        found: dict[str, Cached] = {}
         unreadable: list[UnreadableImage] = []
-        for files in listed:
+        for split, files in listed.items():
             cached = cached_images(files, caches, image_size=dataset.image_size)
             if isinstance(cached, Cached):
-                found.append(cached)
+                found[split] = cached
             else:
                 unreadable += cached
         report_unreadable(unreadable, root, caches[0])
-        train, test = (Images(one.images, files.labels) for one, files in zip(found, listed, strict=True))
+    images = {split: Images(found[split].images, files.labels) for split, files in listed.items()}
     return Files(
-        train,
-        test,
+        images["train"],
+        images["test"],
         classes,
-        identity=identity_of(classes, *zip(listed, found, strict=True)),
-        names=tuple(map(composed, listed[0].names)),
-        train_paths=listed[0].paths(),
-        test_paths=listed[1].paths(),
+        identity=identity_of(classes, listed, found),
+        names=tuple(map(composed, listed["train"].names)),
+        train_paths=listed["train"].paths(),
+        test_paths=listed["test"].paths(),
         left_out=described(left_out),
+        val=images.get("val"),
+        val_paths=listed["val"].paths() if "val" in listed else (),
+        taken=folders.described(dataset),
     )
 
 
+def list_splits(
+    dataset: ImageFolderConfig, folders: Layout, classes: tuple[str, ...], left_out: Counter[str]
+) -> dict[str, ImageFiles]:
+    """The images of ``train``, of ``test`` and, where there are any, of ``val``."""
+    if folders.test is None:
+        return split_by_name(dataset, list_images(folders.train, classes, left_out), classes)
+    given = {"train": folders.train, "val": folders.val, "test": folders.test}
+    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}
+
+
+def split_by_name(dataset: ImageFolderConfig, files: ImageFiles, classes: tuple[str, ...]) -> dict[str, ImageFiles]:
+    """``files`` of all splits, split by a hash of each name within its class.
+
+    So an image that is added moves no other, one that is moved to another class stays in its split, and copies of one
+    file in two classes do not lie on both sides. Raises `ConfigError` for classes without a training or a test image.
+    """
+    fractions = {"val_fraction": dataset.val_fraction, "test_fraction": dataset.test_fraction}
+    splits = np.array([split_of(composed(name).partition("/")[2], **fractions) for name in files.names])
+    found: dict[str, ImageFiles] = {}
+    for split in ("train", "val", "test") if dataset.val_fraction else ("train", "test"):
+        index = np.flatnonzero(splits == split)
+        labels = files.labels[index]
+        missing = [repr(classes[label]) for label in sorted(set(range(len(classes))) - set(labels.tolist()))]
+        if missing:
+            raise ConfigError(
+                f"{files.folder}: expected {split} images of each class, by a hash of their names, got none of "
+                f"{some(missing)}; add images, or try another dataset.{'val' if split == 'val' else 'test'}_fraction"
+            )
+        found[split] = ImageFiles(files.folder, tuple(files.names[number] for number in index), labels, is_root=True)
+    return found
+
+
 def identity_of(
-    classes: tuple[str, ...], train: tuple[ImageFiles, Cached], test: tuple[ImageFiles, Cached]
+    classes: tuple[str, ...], listed: Mapping[str, ImageFiles], found: Mapping[str, Cached]
 ) -> DataIdentity:
-    """The identity of both splits, by names and contents."""
-    images: dict[str, int] = {}
+    """The identity of all splits, by names and contents."""
     named: dict[str, dict[str, bytes]] = {}
-    for split, (files, cached) in (("train", train), ("test", test)):
-        images[split] = len(files.names)
-        for name, label, content in zip(files.names, files.labels, cached.sums, strict=True):
+    for split, files in listed.items():
+        for name, label, content in zip(files.names, files.labels, found[split].sums, strict=True):
             inside = composed(name).partition("/")[2]
             named.setdefault(f"{split}/{classes[label]}", {})[inside] = content.tobytes()
-    return identify(classes, images, "imagefolder", named)
+    return identify(classes, {split: len(files.names) for split, files in listed.items()}, "imagefolder", named)
 
 
 def composed(name: str) -> str:
@@ -103,53 +126,7 @@ def described(left_out: Counter[str]) -> str:
     return f"{left_out.total():,} file{'s' * (left_out.total() > 1)}: {some(kinds)}"
 
 
-def some(texts: list[str]) -> str:
-    """The first of ``texts``, and how many more there are."""
-    more = len(texts) - SHOWN
-    return ", ".join(texts[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-
-
 # ----------------------------------------------------------------------------------------------------------- folders
-
-
-def split_folders(root: Path) -> tuple[Path, Path]:
-    """The folders of the training and the test images; raises `ConfigError` if one is missing."""
-    train = root / "train"
-    test = next((folder for folder in (root / "val", root / "test") if folder.is_dir()), None)
-    if train.is_dir() and test:
-        return train, test
-    got, fix = without_train(root) if not train.is_dir() else without_test(root)
-    raise ConfigError(
-        f"dataset.root: expected train/ and val/ (or test/) with one folder a class in {root}, got {got}; {fix}"
-    )
-
-
-def without_train(root: Path) -> tuple[str, str]:
-    """What lies in ``root`` instead of train/, and what to do about it."""
-    if not root.is_dir():
-        return "no such folder", "add dataset.root=FOLDER"
-    if root.name in ("train", "val", "test") and (root.parent / "train").is_dir():
-        return "no train/", f"add dataset.root={root.parent}"
-    folders = [name for name in visible_folders(root) if num_images(root / name)]
-    if folders:
-        return (
-            f"folders of images without train/ around them ({some(folders)})",
-            "move them into train/, and some images of each (one in five, say) into the same folders below val/",
-        )
-    if images := num_images(root):
-        return f"{images:,} images and no folders", "put the images of each class into train/CLASS/ and val/CLASS/"
-    return "no train/", "add dataset.root=FOLDER"
-
-
-def without_test(root: Path) -> tuple[str, str]:
-    """What stands in for val/ in ``root``, and what to do about it."""
-    for name in visible_folders(root):
-        if name.lower() in ("validation", "valid", "dev", "val", "test", "testing"):
-            return f"{name}/", f"rename {name}/ to val/"
-    return (
-        "neither val/ nor test/",
-        "move some images of each class (one in five, say) from train/CLASS/ into val/CLASS/",
-    )
 
 
 def class_names(train: Path) -> tuple[str, ...]:
@@ -173,31 +150,6 @@ def class_folders(folder: Path) -> dict[str, str]:
                 f"only in how Unicode writes it; move the images into one of them"
             )
     return found
-
-
-def visible_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in ``folder``, without hidden ones and those of the system."""
-    return sorted(entry.name for entry in folder.iterdir() if is_own_folder(entry.name) and entry.is_dir())
-
-
-def is_own_folder(name: str) -> bool:
-    """Whether a folder is the user's own, by its name."""
-    return not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS
-
-
-def is_own_file(name: str) -> bool:
-    """Whether a file is the user's own, by its name."""
-    return not name.startswith(".") and name.lower() not in SYSTEM_FILES
-
-
-def num_images(folder: Path) -> int:
-    """Number of images that lie in ``folder`` itself."""
-    return sum(is_own_file(path.name) and ending(path.name) in image_endings() for path in folder.iterdir())
-
-
-def ending(name: str) -> str:
-    """``.jpg`` for ``photo.JPG``."""
-    return PurePath(name).suffix.lower()
 
 
 # ------------------------------------------------------------------------------------------------------------ images

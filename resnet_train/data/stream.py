@@ -19,6 +19,7 @@ from torch import Tensor
 from resnet_train.config.dataset import AugmentConfig
 from resnet_train.data import augment
 from resnet_train.data.augment import CropMode, Draws
+from resnet_train.data.balance import balanced_order
 from resnet_train.data.dataset import Split
 from resnet_train.data.transfer import Ahead, send
 from resnet_train.seeding import derive, generator
@@ -40,6 +41,7 @@ class TrainData:
         std: list[float],
         num_classes: int,
         device: torch.device,
+        balanced: bool = False,
         channels_last: bool = True,
         crop_flip_normalise: augment.CropFlipNormalise = augment.crop_flip_normalise,
     ) -> None:
@@ -49,6 +51,7 @@ class TrainData:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.crop_flip_normalise = crop_flip_normalise
         self.seed = seed
+        self.balanced = balanced
         self.augment = augment
         self.crop_mode = cast(CropMode, augment.crop_mode)  # checked by the configuration
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -143,6 +146,9 @@ class TrainData:
                 cutout_y=torch.randint(size, (count,), generator=rng),
                 cutout_x=torch.randint(size, (count,), generator=rng),
             )
+            if self.balanced:
+                order = balanced_order(self.split.labels.cpu(), generator(self.seed, "balanced", epoch))
+                drawn = replace(drawn, index=order)
             self._epochs[epoch] = drawn.index, drawn.to(self.device)
         return self._epochs[epoch]
 

@@ -15,6 +15,7 @@ from resnet_train.errors import ConfigError
 
 NAME_LENGTH, CONTENT_LENGTH = 12, 8  # hexadecimal digits of an image's name and of its content; they serve to count
 SHOWN = 5  # differences in a message
+ROLES = "val/ chooses the best checkpoint and test/ is scored now; versions before took val/ for test, and not test/"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def check_same_data(content: Mapping[str, Any], data: DataIdentity, config: Conf
         found = class_differences(classes if named else (), data.classes)
         if isinstance(dataset, ImageFolderConfig) and (dataset.val_size or dataset.train_size is not None):
             found.append("version 0.1.0 drew the images that are held out in another way: some would be trained on")
+        if isinstance(dataset, ImageFolderConfig) and "val" in data.images:
+            found.append(ROLES)
     if found and not config.resume_force:
         raise ConfigError(
             f"resume: the data are not those of the run in {directory}: {'; '.join(found[:SHOWN])}"
@@ -84,6 +87,9 @@ def differences(saved: Any, found: DataIdentity) -> list[str]:
         return ["what the checkpoint says of its data is corrupt"]
     if saved["digest"] == found.digest:
         return []
+    before = saved.get("images")
+    if "val" in found.images and isinstance(before, dict) and "val" not in before:
+        return [ROLES]
     texts = class_differences(saved["classes"], found.classes)
     shared = set(saved["classes"]) & set(found.classes)
     for place in sorted(saved["entries"].keys() | found.entries.keys()):

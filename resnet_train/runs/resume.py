@@ -76,6 +76,12 @@ CHANGEABLE = frozenset(
 
 # Keys that saved configurations may lack, being newer, with the value that those runs had all the same.
 NEWER: dict[str, Any] = {"early_stop.min_delta": 0.0, "early_stop.patience": None, "freeze": [], "max_time": None}
+NEWER |= {
+    "dataset.val_fraction": 0.0,
+    "dataset.test_fraction": 0.2,
+    "class_weights": "none",
+    "balanced_sampling": False,
+}
 
 
 # ----------------------------------------------------------------------------------------------------- 1: the directory

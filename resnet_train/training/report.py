@@ -36,6 +36,8 @@ def announce(run: Run, session: Session) -> None:
                 "data",
                 f"{facts.dataset}: {splits} images of {size}, {len(run.classes)} classes",
             ),
+            *([("splits", run.taken)] if run.taken else []),
+            *([("classes", run.balance)] if run.balance else []),
             *([("left out", run.left_out)] if run.left_out else []),
             *([("frozen", run.frozen)] if run.frozen else []),
             ("device", f"{facts.device} ({facts.hardware}){why and f'; no GPU: {why}'}"),

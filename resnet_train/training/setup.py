@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_train.config.dataset import DatasetConfig
 from resnet_train.config.run import Config
@@ -29,6 +29,7 @@ from resnet_train.runs.data_identity import DataIdentity
 from resnet_train.runs.memory import check_memory
 from resnet_train.runs.summary import Facts
 from resnet_train.seeding import seed_everything
+from resnet_train.training.class_balance import class_weights, in_words
 from resnet_train.training.cuda_graph import GraphedStep, LaunchedStep, Outcome
 from resnet_train.training.freeze import freeze, frozen_in_words
 from resnet_train.training.launches import FewLaunches
@@ -61,6 +62,8 @@ class Run:
     data: DataIdentity
     left_out: str  # files beside the images, in words
     frozen: str  # modules that do not train, in words
+    balance: str  # images and weights of the classes, in words, where they are not treated as they come
+    taken: str  # which images serve as what, in words
     image_size: int
     facts: Facts
 
@@ -110,12 +113,16 @@ def build(config: Config) -> Run:
         size, classes = dataset.image_size, len(dataset.classes)
         check_against_cpu(state.model, plan.device, image_size=size, num_classes=classes)
     forward = build_forward(plan, state)
+    labels, names = dataset.train.labels, dataset.classes
+    weights = class_weights(config.class_weights, labels, names)
+    balance = in_words(weights, labels, names, balanced=config.balanced_sampling)
+    weights = None if weights is None else weights.to(plan.device)
     splits = {"test": dataset.test} if dataset.val is None else {"val": dataset.val, "test": dataset.test}
     return Run(
         plan=plan,
         state=state,
         forward=forward,
-        train_step=build_train_step(config, plan, state, forward),
+        train_step=build_train_step(config, plan, state, forward, weights),
         lr_schedule=build_lr_schedule(
             config.schedule,
             lr=config.optim.lr,
@@ -134,6 +141,8 @@ def build(config: Config) -> Run:
         data=dataset.identity,
         left_out=dataset.left_out,
         frozen=frozen_in_words(state.model, config.freeze),
+        balance=balance,
+        taken=dataset.taken,
         image_size=dataset.image_size,
         facts=build_facts(config, plan, dataset, state.model),
     )
@@ -204,20 +213,23 @@ def check_batch_norm(config: Config, found: list[Layer], *, image_size: int) -> 
         )
 
 
-def build_step_options(config: Config, plan: Plan) -> StepOptions:
+def build_step_options(config: Config, plan: Plan, weights: Tensor | None = None) -> StepOptions:
     """What one step does."""
     return StepOptions(
         precision=plan.precision,
         accumulate=config.accumulate,
         label_smoothing=config.label_smoothing,
+        class_weights=weights,
         clip_grad_norm=config.clip_grad_norm,
         ema_decay=config.ema_decay,
     )
 
 
-def build_train_step(config: Config, plan: Plan, state: TrainState, forward: Forward) -> Step:
+def build_train_step(
+    config: Config, plan: Plan, state: TrainState, forward: Forward, weights: Tensor | None = None
+) -> Step:
     """The function that makes one step of ``state``."""
-    options = build_step_options(config, plan)
+    options = build_step_options(config, plan, weights)
     if plan.graph:
         required = config.graph == "true"
         recorder = CudaRecorder(plan.device)
@@ -243,6 +255,7 @@ def build_train_data(config: Config, plan: Plan, dataset: Dataset) -> TrainData:
         dataset.train,
         batch_size=config.batch_size,
         seed=config.seed,
+        balanced=config.balanced_sampling,
         augment=config.dataset.augment,
         mean=config.dataset.mean,
         std=config.dataset.std,

@@ -29,6 +29,7 @@ class StepOptions:
     )
     accumulate: int = 1  # micro-batches
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None  # (classes,), on the device
     clip_grad_norm: float | None = None
     ema_decay: float | None = None
 
@@ -96,7 +97,7 @@ def train_step(
     for images_, labels_ in zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True):
         with autocast(images.device, options.precision):
             logits = (state.model if forward is None else forward)(images_)
-        loss = F.cross_entropy(at_least_float(logits), labels_, label_smoothing=options.label_smoothing)
+        loss = training_loss(at_least_float(logits), labels_, options)
         state.scaler.scale(loss if options.accumulate == 1 else loss / options.accumulate).backward()
         losses.append(loss.detach())
         target = labels_ if labels_.ndim == 1 else labels_.argmax(1)
@@ -114,6 +115,19 @@ def train_step(
     if options.accumulate == 1:  # the same without kernels of its own
         return StepOutput(losses[0], correct[0] / len(labels), norm)
     return StepOutput(torch.stack(losses).mean(), torch.stack(correct).sum() / len(labels), norm)
+
+
+def training_loss(logits: Tensor, labels: Tensor, options: StepOptions) -> Tensor:
+    """Mean cross-entropy ``()``; with class weights the weighted sum over the number of images.
+
+    Not over the sum of their weights, as PyTorch has it for labels that are numbers: so micro-batches add up to the
+    batch, and a label counts the same as the distribution that is 1 there.
+    """
+    smoothing, weights = options.label_smoothing, options.class_weights
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    total = F.cross_entropy(logits, labels, weights.to(logits.dtype), label_smoothing=smoothing, reduction="sum")
+    return total / len(labels)
 
 
 def allow_tf32(precision: str) -> None:

@@ -37,6 +37,12 @@ MESSAGES: list[tuple[str, str]] = [
     ("batch_size=100 accumulate=3", "batch_size (100) must be divisible by accumulate (3); try batch_size=99"),
     ("batch_size=2 accumulate=3", "batch_size (2) must be divisible by accumulate (3); try batch_size=3"),
     ("label_smoothing=1", "label_smoothing: expected a number >= 0 and < 1, got 1.0"),
+    (
+        "class_weights=many",
+        "class_weights: expected none, inverse, sqrt or a list with a number for each class, got 'many'",
+    ),
+    ("class_weights=[1,0]", "class_weights[1]: expected a number > 0, got 0"),
+    ("class_weights=[1,x]", "class_weights[1]: expected a number, got 'x'"),
     ("clip_grad_norm=0", "clip_grad_norm: expected a number > 0, got 0.0"),
     ("ema_decay=0", "ema_decay: expected a number > 0 and < 1, got 0.0"),
     ("ema_decay=1", "ema_decay: expected a number > 0 and < 1, got 1.0"),

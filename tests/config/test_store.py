@@ -127,6 +127,8 @@ def test_default_config(composed: Callable[..., DictConfig]) -> None:
         "batch_size": 128,
         "accumulate": 1,
         "label_smoothing": 0.0,
+        "class_weights": "none",
+        "balanced_sampling": False,
         "clip_grad_norm": None,
         "ema_decay": None,
         "seed": 0,

@@ -70,9 +70,23 @@ def dataset(common: dict[str, Any]) -> Callable[..., Any]:
 def imagefolder(common: dict[str, Any]) -> Callable[..., ImageFolderConfig]:
     """Configurations of folders of images."""
 
-    def config(root: Path, *, image_size: int = 8, cache: Path | None = None) -> ImageFolderConfig:
+    def config(
+        root: Path,
+        *,
+        image_size: int = 8,
+        cache: Path | None = None,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.2,
+        val_size: int = 0,
+    ) -> ImageFolderConfig:
         return ImageFolderConfig(
-            name="imagefolder", root=str(root), image_size=image_size, cache=str(cache) if cache else None, **common
+            name="imagefolder",
+            root=str(root),
+            image_size=image_size,
+            cache=str(cache) if cache else None,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            **common | {"val_size": val_size},
         )
 
     return config

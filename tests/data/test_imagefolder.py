@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +35,32 @@ def test_classes_and_images_are_sorted(
         np.testing.assert_allclose(split.images.astype(int), np.broadcast_to(expected, split.images.shape), atol=2)
 
 
-def test_test_stands_in_for_val(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
-    (root / "val").rename(root / "test")
-    assert len(load_imagefolder(imagefolder(root)).test.labels) == 3
+@pytest.mark.parametrize("name", ["val", "Valid", "validation", "test"])
+def test_one_folder_beside_train_holds_the_test_images(
+    root: Path, name: str, imagefolder: Callable[..., ImageFolderConfig]
+) -> None:
+    (root / "val").rename(root / name)
+    files = load_imagefolder(imagefolder(root))
+    assert (len(files.test.labels), files.val) == (3, None)
+    assert files.test_paths[0] == f"{name}/blue/x.gif"
+    assert files.taken == f"test images from {name}/"
+
+
+def test_val_chooses_and_test_is_scored(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    (root / "val").rename(root / "valid")
+    shutil.copytree(root / "valid", root / "test")
+    (root / "test/red/x.gif").rename(root / "test/red/y.gif")
+    files = load_imagefolder(imagefolder(root))
+    assert files.taken == "valid/ chooses the best checkpoint, test/ is scored once"
+    assert files.val is not None
+    assert files.val_paths == ("valid/blue/x.gif", "valid/green/x.gif", "valid/red/x.gif")
+    assert files.test_paths == ("test/blue/x.gif", "test/green/x.gif", "test/red/y.gif")
+    assert files.identity.images == {"train": 9, "val": 3, "test": 3}
+    with pytest.raises(ConfigError, match=r"dataset\.val_size: expected 0 where .* validation images and test/, got 2"):
+        load_imagefolder(imagefolder(root, val_size=2))
+    (root / "validation").mkdir()
+    with pytest.raises(ConfigError, match=r"expected one of valid/ and validation/ in .*, got all of them; rename"):
+        check_available(imagefolder(root))
 
 
 def rename(old: str, new: str) -> Callable[[Path], object]:
@@ -52,25 +76,52 @@ def flat(root: Path) -> None:
         (root / split).rename(root.parent / split)
 
 
-def classes_alone(root: Path) -> None:
-    """The folders of the classes, without train/ around them."""
-    (root / "val").rename(root.parent / "val")
-    (root / "train").rename(root.parent / "train")
-    for name in ("red", "green", "blue"):
-        (root.parent / "train" / name).rename(root / name)
+def test_folders_of_classes_alone_are_split_by_name(
+    tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig], colours: dict[str, tuple[int, int, int]]
+) -> None:
+    root = tmp_path / "flat"
+    for number in range(30):
+        for name, colour in colours.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), colour).save(root / name / f"{number}.png")
+    config = imagefolder(root, val_fraction=0.2)
+    check_available(config)
+    files = load_imagefolder(config)
+    splits = [set(files.train_paths), set(files.val_paths), set(files.test_paths)]
+    assert sum(map(len, splits)) == len(set().union(*splits)) == 90
+    assert all({path.partition("/")[0] for path in split} == set(colours) for split in splits)
+    assert files.taken == (
+        "no train/: by a hash of each file's name 0.2 of the images are test images, 0.2 choose the best checkpoint"
+    )
+    Image.new("RGB", (8, 8)).save(root / "red/more.png")
+    (root / "red/3.png").rename(root / "green/3.png")  # another 3.png is overwritten
+    after = load_imagefolder(config)
+    moved = {"red/3.png", "green/3.png", "red/more.png"}
+    assert [set(found) - moved for found in (after.train_paths, after.val_paths, after.test_paths)] == [
+        split - moved for split in splits
+    ]
+    assert not load_imagefolder(imagefolder(root)).val_paths
+    with pytest.raises(ConfigError, match=r"contradict each other: give one$"):
+        check_available(imagefolder(root, val_fraction=0.2, val_size=3))
+    with pytest.raises(ConfigError, match=r"expected test images of each class, .* got none of 'blue', 'green', 'red'"):
+        load_imagefolder(imagefolder(root, test_fraction=1e-6))
+
+
+def test_a_fraction_is_refused_where_there_is_train(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"^dataset\.val_fraction: expected 0 where .* has train/, got 0\.1; hold"):
+        check_available(imagefolder(root, val_fraction=0.1))
 
 
 @pytest.mark.parametrize(
     ("change", "got"),
     [
         (rename("val", "other"), "neither val/ nor test/; move some images of each class (one in five, say) from ..."),
-        (rename("val", "validation"), "validation/; rename validation/ to val/"),
+        (rename("val", "dev"), "dev/; rename dev/ to val/"),
         (rename("train", "training"), "no train/; add dataset.root=FOLDER"),
         (lambda root: root.rename(root.with_name("moved")), "no such folder; add dataset.root=FOLDER"),
-        (flat, "10 images and no folders; put the images of each class into train/CLASS/ and val/CLASS/"),
-        (classes_alone, "folders of images without train/ around them (blue, green, red); move them into train/, ..."),
+        (flat, "10 images and no folders; put the images of each class into a folder of its own, CLASS/"),
     ],
-    ids=["val", "validation", "train", "root", "flat", "classes"],
+    ids=["val", "dev", "train", "root", "flat"],
 )
 def test_folders_that_are_not_as_expected(
     root: Path,

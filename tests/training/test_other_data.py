@@ -172,6 +172,36 @@ def test_a_split_of_version_0_1_0_is_refused(photos: Path, tmp_path: Path) -> No
         run(configured(photos, "dataset.val_size=6", steps=9), directory=tmp_path / "run")
 
 
+@pytest.mark.parametrize("stripped", [False, True])
+def test_val_chooses_beside_test_where_versions_before_scored_it(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, stripped: bool
+) -> None:
+    run(configured(photos), directory=tmp_path / "run")  # as versions before did with test/ too
+    if stripped:
+        strip(tmp_path / "run")
+    shutil.copytree(photos / "val", photos / "test")
+    with pytest.raises(ConfigError, match=r": val/ chooses the best checkpoint and test/ is scored now; versions be"):
+        run(configured(photos, steps=9), directory=tmp_path / "run")
+    with caplog.at_level("INFO"):
+        summary = run(configured(photos), directory=tmp_path / "new")
+    assert "splits     val/ chooses the best checkpoint, test/ is scored once" in caplog.text
+    assert summary.images == {"train": 48, "val": 8, "test": 8}
+    assert "best on the validation split" in summary.result_rule
+
+
+def test_a_run_without_the_keys_of_today_is_resumed(photos: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(configured(photos), directory=directory)
+    for path in (directory / "checkpoints").glob("*.pt"):
+        content = read_checkpoint(path)
+        for key in ("val_fraction", "test_fraction"):
+            del content["config"]["dataset"][key]
+        write_checkpoint(path, content)
+    assert run(configured(photos, steps=9), directory=directory).steps == 9
+    with pytest.raises(ConfigError, match=r"dataset\.test_fraction: saved 0\.2, requested 0\.3"):
+        run(configured(photos, "dataset.test_fraction=0.3", steps=12), directory=directory)
+
+
 # ----------------------------------------------------------------------------------------------------------- the split
 
 
