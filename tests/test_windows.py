@@ -18,10 +18,12 @@ from tests.conftest import TINY, Shell
 ROOT = Path(__file__).parents[1]
 LACKING = os.pathsep.join([str(ROOT / "tests" / "windows"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 PROGRAM = (sys.executable, "-m", "resnet_train")
-# Tests that need what is not there themselves: signals, limits of a process, terminals.
+# Tests that need what is not there themselves: signals, limits of a process, terminals; and what no system changes and
+# takes long: pages in a browser, networks of other projects.
 POSIX_MODULES = (
     *("tests/cli/test_launchers.py", "tests/cli/test_main.py", "tests/runs/test_checkpoint.py"),
     *("tests/runs/test_interrupt.py", "tests/runs/test_lock.py", "tests/training/test_session.py"),
+    *("tests/commands/report/test_page.py", "tests/runs/test_other_projects.py", "tests/runs/test_tensorboard.py"),
 )
 POSIX_TESTS = (
     "tests/runs/test_environment.py::test_the_machine",  # the peak of the memory is not known without resource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,10 +99,10 @@ def test_a_result_of_other_weights_is_not_told(small: Trained) -> None:
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 @pytest.mark.slow
-def test_its_programs_run(kind: str, raw: bool, exported: Files) -> None:
+def test_its_programs_run(kind: str, raw: bool, exported: Files, tmp_path: Path) -> None:
     """Each in a process of its own, in the folder of the file, on an image that is no square: one answer."""
     file = exported(kind, raw=raw)
-    folder = file.path.parent
+    folder = Path(shutil.copytree(file.path.parent, tmp_path / "mine"))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "cat.png")
     (expected,) = load(file.path).predict([folder / "cat.png"])

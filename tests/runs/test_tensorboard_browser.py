@@ -15,6 +15,7 @@ import pytest
 from resnet_train.config.run import Config
 from resnet_train.runs.directory import Invocation
 from resnet_train.train import run
+from tests.runs.conftest import eventually
 
 pytestmark = pytest.mark.slow
 Tiny = Callable[..., Config]
@@ -138,9 +139,10 @@ def test_hparams_has_what_a_sweep_varies_and_how_it_went(sweep_page: Page) -> No
 def test_time_series_draw_each_job(sweep_page: Page) -> None:
     sweep_page.open("timeseries")
     jobs = [f"lr={lr},seed={seed}" for lr in (0.05, 0.2) for seed in (0, 1)]
-    shown = sweep_page.wait("accuracy /test", "accuracy /train", *jobs, drawn=("line-chart", "canvas"), count=2)
+    sweep_page.wait("accuracy /test", "accuracy /train", *jobs, drawn=("line-chart", "canvas"), count=2)
+    # In the list of runs, and in the table of a chart.
+    eventually(lambda: all(shown.count(job) > 1 for shown in [sweep_page.text()] for job in jobs))
     sweep_page.save("timeseries-sweep")
-    assert all(shown.count(job) > 1 for job in jobs), "in the list of runs, and in the table of a chart"
 
 
 def test_scalars_have_one_card_for_each_tag(sweep_page: Page) -> None:

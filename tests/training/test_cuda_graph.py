@@ -202,7 +202,7 @@ def test_a_recording_that_fails(
 def test_a_recording_that_fails_anywhere(compare: Make, options: StepOptions, others: dict[str, Any]) -> None:
     whole = EmulatedRecorder()
     assert compare(whole, options, steps=5, **others).outcome.graph
-    for at in range(0, len(whole.operations), 1 + len(whole.operations) // 200):
+    for at in range(0, len(whole.operations), 1 + len(whole.operations) // 100):
         graphed = compare(EmulatedRecorder(refuse_at=at), options, steps=5, **others)
         assert graphed.outcome.reason.startswith(f"it failed: operation {at}, ")
 
@@ -303,11 +303,17 @@ def test_replays_that_are_wrong_by_one_operation(
     assert compare(whole, options, **others).outcome.graph
     memory = ("aten.empty", "aten.new_")  # these operations compute nothing
     numbers = [at for at, one in enumerate(whole.operations) if not str(one.call).startswith(memory)]
-    numbers = numbers[:: 1 + len(numbers) // 200]
-    found = [
-        not compare(EmulatedRecorder(replayed=wrong_at(at, left_out=left_out)), options, **others).outcome.graph
-        for at in numbers
-    ]
+    numbers = numbers[:: 1 + len(numbers) // 100]
+
+    def is_found(at: int) -> bool:
+        try:
+            return not compare(
+                EmulatedRecorder(replayed=wrong_at(at, left_out=left_out)), options, **others
+            ).outcome.graph
+        except AssertionError:  # the same in the trial by chance, such as the accuracy on eight images; not later
+            return False
+
+    found = [is_found(at) for at in numbers]
     assert sum(found) > 0.9 * len(found)
 
 

@@ -35,7 +35,10 @@ class PILImages(TorchDataset[tuple[Tensor, int]]):
 
 def usable_cores() -> int:
     """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Windows, macOS
+        return os.cpu_count() or 1
 
 
 def loader_of(config: Config, dataset: Dataset, *, pin_memory: bool, persistent_workers: bool) -> DataLoader[Any]:
