@@ -40,6 +40,8 @@ def exported(small: Trained, tmp_path_factory: pytest.TempPathFactory) -> Callab
     folder, images, done = tmp_path_factory.mktemp("exported"), own_images(small), {}
 
     def file(kind: str, *, raw: bool = False) -> Exported:
+        if kind == "onnx":
+            pytest.importorskip("onnxruntime")
         if (kind, raw) not in done:
             place = folder / f"{kind}{'-raw' * raw}"
             done[kind, raw] = export(small, place / f"model.{kind}", card=place / "README.md", images=images, raw=raw)
