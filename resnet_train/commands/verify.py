@@ -23,6 +23,7 @@ from typing import Any
 from resnet_train.cli.compose import offline_config
 from resnet_train.cli.overrides import quoted
 from resnet_train.cli.program import Parser, end_with
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError, RunError
 
 TIMEOUT_SECONDS = 900.0
@@ -64,11 +65,27 @@ def run(arguments: argparse.Namespace) -> int:
     if min(arguments.steps, arguments.runs, arguments.kills) < 1:
         raise ConfigError("expected --steps, --runs and --kills above 0")
     config, overrides, note = offline_config(arguments.overrides)
+    overrides = reproducible(overrides, device=on_device(config))
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"{config.model.name} on {note}, {arguments.steps} steps; kills drawn with --seed {seed}", flush=True)
     survived = verify(overrides, steps=arguments.steps, runs=arguments.runs, kills=arguments.kills, seed=seed)
     print(f"{survived} of {arguments.runs} killed runs ended bit for bit like the undisturbed one")
     return 0 if survived == arguments.runs else 1
+
+
+def on_device(config: Config) -> str:
+    """The type of the device that a run of this configuration takes."""
+    from resnet_train.training.plan import build_device
+
+    return build_device(config.device).type
+
+
+def reproducible(overrides: Sequence[str], *, device: str) -> list[str]:
+    """The overrides, on CUDA with ``deterministic=true`` unless they settle it: the default adds in any order there."""
+    if device != "cuda" or any(word.lstrip("+").startswith("deterministic=") for word in overrides):
+        return list(overrides)
+    print("deterministic=true: on a GPU undisturbed runs differ from each other without it", flush=True)
+    return [*overrides, "deterministic=true"]
 
 
 def verify(overrides: Sequence[str], *, steps: int, runs: int, kills: int, seed: int) -> int:

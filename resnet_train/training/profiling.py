@@ -38,7 +38,7 @@ class Profiler:
         if self._enabled and self._steps == self._first:
             os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls the lack of a GPU an error
             cuda = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
-            self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
+            self._profile = profile(activities=[ProfilerActivity.CPU, *cuda], acc_events=True)  # else torch warns
             self._profile.start()
             self._from = step + 1
 

@@ -33,7 +33,7 @@ class CudaRecorder:
     """CUDA graphs on one kept stream of ``device``, which need not be the current one.
 
     Libraries keep handles and workspaces for each stream, so steps are made on it from the first one on: a recording
-    then finds them there. Never run on a GPU yet.
+    then finds them there.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -71,7 +71,10 @@ def log_line(run: Run, session: Session, row: Row, train_score: Score | None) ->
     if f"loss/{split}" in row:
         parts.append(f"{split} loss {row[f'loss/{split}']:.4f} accuracy {100 * row[f'accuracy/{split}']:.2f} %")
     clock = session.clock
-    parts += [f"lr {row['lr']:.4g}", f"{clock.speed(since='line'):,.0f} images/s", duration(clock.total_seconds)]
+    parts.append(f"lr {row['lr']:.4g}")
+    if speed := clock.speed(since="line"):  # none where all steps since were left out of the training time
+        parts.append(f"{speed:,.0f} images/s")
+    parts.append(duration(clock.total_seconds))
     logger.info("%s", ", ".join(parts))
     clock.mark("line")
 

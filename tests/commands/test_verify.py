@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from resnet_train.commands.verify import Trial, compare
+from resnet_train.commands.verify import Trial, compare, reproducible
 from resnet_train.config.run import Config
 from resnet_train.train import run
 from tests.conftest import TINY, Shell
@@ -58,6 +58,15 @@ def test_bad_input_of_verify(words: tuple[str, ...], code: int, message: str | N
         assert err.startswith("resnet-verify: a run ended before its time, with exit code 0: ")
     else:
         assert err == f"resnet-verify: {message}\n"
+
+
+def test_on_a_gpu_runs_are_made_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
+    """On an H200 a killed run ended otherwise without ``deterministic=true``, and so did two undisturbed ones."""
+    assert reproducible(["seed=1"], device="cuda") == ["seed=1", "deterministic=true"]
+    assert "deterministic=true" in capsys.readouterr().out
+    assert reproducible(["deterministic=false"], device="cuda") == ["deterministic=false"]
+    assert reproducible(["seed=1"], device="cpu") == ["seed=1"]
+    assert capsys.readouterr().out == ""
 
 
 def test_the_module_answers_too(shell: Shell) -> None:

@@ -432,26 +432,27 @@ def test_forward_and_backward_in_a_cuda_graph(shortcut: bool) -> None:
         y = norm.norm_relu(*inputs)
         return [y, *torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], weight)]
 
+    # All of it on one stream: autograd warns where a leaf meets gradients of another than it was first used on.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
             step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            captured = step()
+        for seed in (10, 20):
+            with torch.no_grad():
+                for index, tensor in enumerate(inputs):
+                    tensor.copy_(drawn(*shape, seed=seed + index, dtype=dtype))
+            before = copy.deepcopy(norm.state_dict())
+            graph.replay()
+            after = copy.deepcopy(norm.state_dict())
+            norm.load_state_dict(before)
+            for found, expected in zip(captured, step(), strict=True):
+                assert torch.equal(found, expected)
+            assert all(torch.equal(after[name], value) for name, value in norm.state_dict().items())
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for seed in (10, 20):
-        with torch.no_grad():
-            for index, tensor in enumerate(inputs):
-                tensor.copy_(drawn(*shape, seed=seed + index, dtype=dtype))
-        before = copy.deepcopy(norm.state_dict())
-        graph.replay()
-        after = copy.deepcopy(norm.state_dict())
-        norm.load_state_dict(before)
-        for found, expected in zip(captured, step(), strict=True):
-            assert torch.equal(found, expected)
-        assert all(torch.equal(after[name], value) for name, value in norm.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -522,11 +523,15 @@ def test_a_batch_of_no_images() -> None:
 def loss_and_gradients(config: Config, backend: Backend) -> tuple[float, dict[str, Tensor]]:
     model = build_model(config.model, num_classes=10, seed=0).to(DEVICE)
     backend.convert(model)
-    loss = nn.functional.cross_entropy(model(drawn(4, 3, 8, 8)), torch.arange(4, device=DEVICE))
+    images = drawn(*IMAGES)
+    loss = nn.functional.cross_entropy(model(images), torch.arange(len(images), device=DEVICE) % 10)
     loss.backward()
     return loss.item(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
+# In ResNet-50 the loss of four images of 8x8 is off by 6e-5 of itself in float32, that of sixteen of 16x16 by 3e-6: the
+# last norms see single pixels of the former. The interpreter has the time for the small ones alone.
+IMAGES = (4, 3, 8, 8) if INTERPRETED else (16, 3, 16, 16)
 NETWORKS: list[tuple[str, ...]] = [
     ("model=resnet20", "model.depth=8"),
     ("model=resnet20", "model.depth=8", "model.width=0.5", "model.shortcut=B", "model.preactivation=true"),
@@ -741,9 +746,7 @@ def test_everything_compiles_for_every_gpu(
 
 def test_words_for_the_header() -> None:
     triton = pytest.importorskip("triton")
-    assert cuda.prepare() == (
-        f"batch norm, addition and ReLU in one, by Triton {triton.__version__} (never run on a GPU yet)"
-    )
+    assert cuda.prepare() == (f"batch norm, addition and ReLU in one, by Triton {triton.__version__}")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

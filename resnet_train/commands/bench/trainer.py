@@ -109,7 +109,8 @@ class Trainer:
         """Fraction of the time in which the device had nothing to do: of all cores, or of the GPU between kernels."""
         if self._device.type == "cuda":
             activity = torch.profiler.ProfilerActivity
-            with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as recorded:
+            activities = [activity.CPU, activity.CUDA]
+            with torch.profiler.profile(activities=activities, acc_events=True) as recorded:  # else torch warns
                 begun = time.perf_counter()
                 self._steps()
                 seconds = time.perf_counter() - begun

@@ -6,15 +6,21 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from resnet_train.cli.overrides import key_of
 from resnet_train.commands.report.groups import Group
 from resnet_train.commands.report.metrics import METRICS
 from resnet_train.commands.report.records import RunRecord
-from resnet_train.commands.report.table import SHOWN, Report
-from resnet_train.runs.console import printable
+from resnet_train.commands.report.table import SHOWN, Report, graded
+from resnet_train.runs.console import printable, shell_quote
+
+DAY = re.compile(r"\b\d{4}-\d\d-\d\d\b")  # in the path of a run, unless it was given another place
+VERSIONS = ("python", "torch", "torchvision")  # on which results depend
 
 
 def as_csv(report: Report) -> str:
@@ -39,7 +45,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """A table with the metrics of the terminal."""
+    """A table with the metrics of the terminal; below it, for each row, how to obtain it again."""
     groups = [group for group in report.groups if group.runs]
     names = list(dict.fromkeys((report.metric, *SHOWN)))
     keys = list(groups[0].columns) if groups else []
@@ -49,7 +55,45 @@ def as_markdown(report: Report) -> str:
         [*group.columns.values(), str(len(group.runs)), *(METRICS[name].text(group.values_of(name)) for name in names)]
         for group in groups
     ]
-    return "".join(f"| {' | '.join(printable(cell).replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
+    lines = [f"| {' | '.join(printable(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    lines += ["", *(f"- {printable(_how(group))}" for group in groups)] if groups else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _how(group: Group) -> str:
+    """Command, seeds, machine, versions, source and day of the runs of a group, and their grade, as one item."""
+    first = group.runs[0]
+    summaries = [run.summary for run in group.runs if run.summary is not None]
+    left_out = {"seed"} if first.flat.get("dataset.name") == "imagefolder" else {"seed", "dataset.root"}
+    words = [one for one in first.overrides if key_of(one) not in left_out]
+    days = [found[0] for run in group.runs if (found := DAY.findall(str(run.directory)))]
+    parts = [
+        f"`{shell_quote('resnet-train', *words)}`",
+        f"seeds {', '.join(str(run.seed) for run in group.runs)}",
+        _all(one.hardware for one in summaries),
+        _all(f"{one.precision} by {one.kernels} kernels" for one in summaries),
+        *_all_versions([one.versions for one in summaries]),
+        "commit " + _all(_commit(one.git_commit) for one in summaries),
+        _all(days),
+    ]
+    text = "; ".join(part for part in parts if part)
+    return f"{text}. {graded(group.grade)}" if group.grade is not None else text
+
+
+def _commit(name: str | None) -> str:
+    if name is None:
+        return "unknown"
+    head, plus, rest = name.partition("+")
+    return head[:7] + plus + rest
+
+
+def _all(texts: Iterable[str]) -> str:
+    """Each different text once."""
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _all_versions(found: Sequence[dict[str, str]]) -> list[str]:
+    return [f"{name} {_all(one.get(name, 'unknown') for one in found)}" for name in VERSIONS if found]
 
 
 def as_json(report: Report) -> str:

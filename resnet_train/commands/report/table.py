@@ -145,7 +145,8 @@ def _folded(groups: Sequence[Group], keys: Sequence[str], numbers: Sequence[Sequ
     return lines
 
 
-def _grade(group: Group, grade: Grade, width: int) -> str:
+def graded(grade: Grade) -> str:
+    """What the runs of a recipe are worth beside what it expects, in one line."""
     expected = grade.expected
     ours = f"{grade.mean:.2f}" + ("" if grade.std is None else f" ± {grade.std:.2f}")
     theirs = f"{expected.mean:.2f}" + ("" if expected.spread is None else f" ± {expected.spread:.2f}")
@@ -154,7 +155,12 @@ def _grade(group: Group, grade: Grade, width: int) -> str:
     if grade.interval is not None:
         low, high = grade.interval
         text += f"; the difference lies between {low:+.2f} and {high:+.2f} points with 95 % confidence"
-    lines = [text, f"  expected by: {expected.source}", "  not alike:", *(f"  - {one}" for one in grade.differences)]
+    return text
+
+
+def _grade(group: Group, grade: Grade, width: int) -> str:
+    lines = [graded(grade), f"  expected by: {grade.expected.source}", "  not alike:"]
+    lines += [f"  - {one}" for one in grade.differences]
     if group.columns:
         lines.insert(1, f"  row: {group.label}")
     return "\n".join(_wrapped(printable(line), width, indent="    ") for line in lines)

@@ -41,14 +41,26 @@ def test_csv_has_every_metric_in_full(report: Report) -> None:
         assert (float(row["time"]), row["val_accuracy"], row["val_accuracy_std"]) == (group.seconds, "", "")
 
 
-def test_markdown_is_a_table(report: Report) -> None:
-    header, rule, *rows = as_markdown(report).splitlines()
+def test_markdown_is_a_table_and_how_to_obtain_it_again(report: Report) -> None:
+    table, _, how = as_markdown(report).partition("\n\n")
+    header, rule, *rows = table.splitlines()
     assert header == "| optim.lr | n | test % | test loss | time | images/s |"
     assert rule == "| --- | ---: | ---: | ---: | ---: | ---: |"
     assert [row.split(" | ")[:2] for row in rows] == [
         [f"| {group.columns['optim.lr']}", "3"] for group in report.groups[:2]
     ]
     assert all(" ± " in row for row in rows)
+    for group, line in zip(report.groups, how.splitlines(), strict=False):
+        summary = group.runs[0].summary
+        assert summary is not None
+        command, seeds, *rest = line.split("; ")
+        assert command.startswith("- `resnet-train ") and f"optim.lr={group.columns['optim.lr']}" in command
+        assert "seed=" not in command and seeds == f"seeds {', '.join(str(run.seed) for run in group.runs)}"
+        assert rest[:2] == [summary.hardware, f"{summary.precision} by {summary.kernels} kernels"]
+        assert (
+            f"torch {summary.versions['torch']}" in rest and f"commit {(summary.git_commit or 'unknown')[:7]}" in line
+        )
+    assert len(how.splitlines()) == len(rows)
 
 
 def test_a_bar_in_a_value_does_not_end_its_cell(known: Known) -> None:
