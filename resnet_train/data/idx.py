@@ -57,7 +57,8 @@ class IdxFiles:
         return [PublishedFile(self.title, f"{name}.gz", md5, self.folder) for name, md5 in pairs]
 
 
-# The sums of the .gz files and the classes of MNIST and KMNIST stand in torchvision 0.29, datasets/mnist.py.
+# The sums of the .gz files and the classes of MNIST and KMNIST stand in torchvision 0.29, datasets/mnist.py. Those of
+# what they hold are of files at hand; for MNIST many programs name the same.
 MNIST = IdxFiles(
     title="MNIST",
     folder="MNIST/raw",
@@ -67,6 +68,12 @@ MNIST = IdxFiles(
         "d53e105ee54ea40749a09fcbcd1e9432",
         "9fb629c4189551a2d022fa330f9573f3",
         "ec29112dd5afa0611ce80d1b7f02629c",
+    ),
+    unpacked=(
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
     ),
 )
 FASHION_MNIST = IdxFiles(

@@ -44,7 +44,7 @@ def small() -> tuple[IdxFiles, dict[str, bytes], list[np.ndarray]]:
     for count in (6, 3):
         arrays += [draws.integers(0, 256, (count, 28, 28), np.uint8), draws.integers(0, 10, count, np.uint8)]
     files = {f"{name}.gz": gzip.compress(idx(array)) for name, array in zip(NAMES, arrays, strict=True)}
-    return replace(MNIST, packed=tuple(map(md5, files.values()))), files, arrays
+    return replace(MNIST, packed=tuple(map(md5, files.values())), unpacked=()), files, arrays
 
 
 def test_the_official_files(compose: Compose, fashion_mnist_root: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_wrong_file_is_refused(
     for name, content in packed.items():
         (tmp_path / name).write_bytes(content)
     check_available(dataset(MNISTConfig, tmp_path))
-    with pytest.raises(ConfigError, match=r"ubyte\.gz: expected MD5 f68b3c2dcbeaaa9fbdd348bbdeb94873, got .* corrupt"):
+    with pytest.raises(ConfigError, match=r"ubyte\.gz: expected MD5 6bbc9ace898e44ae57da46a324031adb of what it "):
         load_idx(dataset(MNISTConfig, tmp_path))
     with pytest.raises(ConfigError, match=r"ubyte\.gz: expected MD5 bdb82020997e1d708af4cf47b453dcf7, got "):
         load_idx(dataset(KMNISTConfig, tmp_path))

@@ -320,3 +320,24 @@ def test_an_epoch_on_real_images_learns_what_it_must(
     assert result.last["test"].loss < 1.25
     assert result.last["test"].accuracy > 0.55
     assert result.last["test"].count == 10_000
+
+
+@pytest.mark.slow
+def test_an_epoch_on_the_grey_images_of_fashion_mnist(
+    compose: Callable[..., Config], fashion_mnist_root: Path, tmp_path: Path, rows: Rows
+) -> None:
+    """All of Debian's dataset-fashion-mnist, once, by the recipe quick: one channel, 28x28, an odd size on its way."""
+    config = compose(
+        "experiment=quick",
+        "dataset=fashion_mnist",
+        f"dataset.root={fashion_mnist_root}",
+        "epochs=1",
+        "schedule.warmup=0.3",
+        "device=cpu",
+    )
+    result = run(config, directory=tmp_path)
+    first, *_, last = [float(row["loss/train"]) for row in rows(tmp_path) if row["loss/train"]]
+    assert first > 1.0
+    assert last < 0.5
+    assert result.last["test"].accuracy > 0.8
+    assert result.images == {"train": 60_000, "test": 10_000}
