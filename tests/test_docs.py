@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.conftest import Shell
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS = ROOT / "resnet_train", ROOT / "tests"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+READMES = ("README.md", "README.zh-CN.md")
 GROUPS = ("model", "dataset", "optim", "schedule", "experiment")
 # One option for each set of values that the files of a group can hold.
 OPTIONS = {
@@ -135,6 +137,45 @@ def test_the_layout_names_every_room() -> None:
 def test_every_recipe_is_listed() -> None:
     listed = [row[0].strip("`") for row in rows(section("README.md", "Recipes"))[1:]]
     assert sorted(listed) == sorted(options_of("experiment"))
+
+
+# -------------------------------------------------------------------------------------------------------- README.zh-CN
+
+
+def code_of(document: str) -> list[tuple[str, list[str]]]:
+    """Its code blocks, each with its language, without comments."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text_of(document), re.MULTILINE | re.DOTALL)
+    return [(language, [re.sub(r"\s*# .*$", "", line) for line in code.splitlines()]) for language, code in found]
+
+
+def test_the_chinese_readme_has_the_same_code() -> None:
+    assert code_of("README.md") == code_of("README.zh-CN.md")
+    assert len(code_of("README.md")) > 10
+
+
+def test_the_chinese_readme_is_complete() -> None:
+    """Headings, links, tables, and in each row of a table its figures and code."""
+    one, other = (re.sub(r"^```.*?^```", "", text_of(name), flags=re.MULTILINE | re.DOTALL) for name in READMES)
+    assert re.findall(r"^#+(?= )", one, re.MULTILINE) == re.findall(r"^#+(?= )", other, re.MULTILINE)
+    links = [sorted(re.findall(r"\]\(([^)\s]+)\)", text)) for text in (one, other)]
+    assert [link for link in links[0] if link not in READMES] == [link for link in links[1] if link not in READMES]
+    assert [len(row) for row in rows(one)] == [len(row) for row in rows(other)]
+    figures_and_code = re.compile(r"`[^`]+`|\d[\d.,]*\d|\d")
+    for pair in zip(rows(one), rows(other), strict=True):
+        assert len({str([sorted(figures_and_code.findall(cell)) for cell in row]) for row in pair}) == 1, pair
+
+
+# --------------------------------------------------------------------------------------------------------- docs/results
+
+
+def test_results_are_what_the_report_writes() -> None:
+    """Over the files of the runs, which lie there without checkpoints and without places on a machine."""
+    text = text_of("docs/results/README.md")
+    assert text.count("<!-- resnet-report ") >= 2
+    assert runpy.run_path(str(ROOT / "scripts" / "results.py"))["written"](text) == text
+    for path in ROOT.glob("docs/results/runs/*/*/*/*"):
+        assert path.name in ("config.yaml", "invocation.json", "summary.json", "metrics.csv")
+        assert not re.search(r"/(tmp|home|root|work)/", path.read_text()), path
 
 
 # ------------------------------------------------------------------------------------------------------------ all files
