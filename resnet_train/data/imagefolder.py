@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from resnet_train.data.folder_names import (
     some,
     visible_folders,
 )
-from resnet_train.data.hash_split import split_of
+from resnet_train.data.folder_splits import names_within, split_by_column, split_by_hash
 from resnet_train.data.image_cache import Cached, cache_folders, cached_images, report_unreadable
 from resnet_train.data.label_table import LabelTable, labelled_images, read_labels
 from resnet_train.errors import ConfigError
@@ -49,9 +49,9 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         classes = classes_of(source)
         left_out: Counter[str] = Counter()
         if isinstance(source, LabelTable):
-            listed = split_by_table(dataset, source, root, left_out)
+            listed, lacking = list_by_table(dataset, source, root, left_out)
         else:
-            listed = list_splits(dataset, source, classes, left_out)
+            listed, lacking = list_by_folders(dataset, source, classes, left_out)
         # Refused before the images are decoded:
         num_train_images(dataset, len(listed["train"].names))
         check_room(data_need(dataset, sum(len(files.names) for files in listed.values())))
@@ -77,7 +77,7 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         left_out=described(left_out),
         val=images.get("val"),
         val_paths=listed["val"].paths() if "val" in listed else (),
-        taken=source.described(dataset),
+        taken="; ".join(filter(None, (source.described(dataset), lacking))),
     )
 
 
@@ -91,63 +91,28 @@ def classes_of(source: Layout | LabelTable) -> tuple[str, ...]:
     return source.classes if isinstance(source, LabelTable) else class_names(source.train)
 
 
-def split_by_table(
+def list_by_table(
     dataset: ImageFolderConfig, table: LabelTable, root: Path, left_out: Counter[str]
-) -> dict[str, ImageFiles]:
-    """The images of each split, as a table has them; what lies beside them without a label is counted."""
+) -> tuple[dict[str, ImageFiles], str]:
+    """As `list_by_folders`; what lies beside the images of the table without a label is counted."""
     files, splits = labelled_images(table, root, left_out)
     labelled = {row.name for row in table.rows} | set(files.names)
     images = (name for name in walk(root, root) if ending(name) in image_endings())
     if others := sum(name not in labelled for name in images):
         left_out["without a label"] += others
     if not table.has_splits:
-        return split_by_name(dataset, files, table.classes, list(map(composed, files.names)))
-    return parted(files, splits, table.classes, ("train",), f", by {table.path.name}", "see to its rows")
+        return split_by_hash(dataset, files, table.classes, in_folders=False)
+    return split_by_column(files, splits, table.classes, wanted=table.splits(), name=table.path.name), ""
 
 
-def list_splits(
+def list_by_folders(
     dataset: ImageFolderConfig, folders: Layout, classes: tuple[str, ...], left_out: Counter[str]
-) -> dict[str, ImageFiles]:
-    """The images of ``train``, of ``test`` and, where there are any, of ``val``."""
+) -> tuple[dict[str, ImageFiles], str]:
+    """The images of ``train``, of ``test`` and, where there are any, of ``val``; and which classes a hash left out."""
     if folders.test is None:
-        files = list_images(folders.train, classes, left_out)
-        return split_by_name(dataset, files, classes, [composed(name).partition("/")[2] for name in files.names])
+        return split_by_hash(dataset, list_images(folders.train, classes, left_out), classes, in_folders=True)
     given = {"train": folders.train, "val": folders.val, "test": folders.test}
-    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}
-
-
-def split_by_name(
-    dataset: ImageFolderConfig, files: ImageFiles, classes: tuple[str, ...], names: Sequence[str]
-) -> dict[str, ImageFiles]:
-    """``files`` of all splits, split by a hash of ``names``: of each one within its class, or of its path in a table.
-
-    So an image that is added moves no other, one that is moved to another class stays in its split, and copies of one
-    file in two classes do not lie on both sides. Raises `ConfigError` for classes without an image in some split.
-    """
-    fractions = {"val_fraction": dataset.val_fraction, "test_fraction": dataset.test_fraction}
-    splits = [split_of(name, **fractions) for name in names]
-    whole = ("train", "val", "test") if dataset.val_fraction else ("train", "test")
-    return parted(
-        files, splits, classes, whole, ", by a hash of their names", "add images, or try another dataset.{}_fraction"
-    )
-
-
-def parted(
-    files: ImageFiles, splits: Sequence[str], classes: tuple[str, ...], whole: Sequence[str], how: str, fix: str
-) -> dict[str, ImageFiles]:
-    """``files`` by the split of each; raises `ConfigError` where one is empty, or one of ``whole`` lacks a class."""
-    found: dict[str, ImageFiles] = {}
-    for split in [name for name in ("train", "val", "test") if name in whole or name in splits or name == "test"]:
-        index = [number for number, name in enumerate(splits) if name == split]
-        labels = files.labels[np.array(index, dtype=np.int64)]
-        missing = [repr(classes[label]) for label in sorted(set(range(len(classes))) - set(labels.tolist()))]
-        if missing and (split in whole or not index):
-            raise ConfigError(
-                f"{files.folder}: expected {split} images of each class{how}, got none of {some(missing)}; "
-                f"{fix.format('val' if split == 'val' else 'test')}"
-            )
-        found[split] = ImageFiles(files.folder, tuple(files.names[number] for number in index), labels, is_root=True)
-    return found
+    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}, ""
 
 
 def identity_of(
@@ -156,8 +121,8 @@ def identity_of(
     """The identity of all splits, by contents and names: those within the classes' folders, or a table's paths."""
     named: dict[str, dict[str, bytes]] = {}
     for split, files in listed.items():
-        for name, label, content in zip(files.names, files.labels, found[split].sums, strict=True):
-            inside = composed(name).partition("/")[2] if in_folders else composed(name)
+        names = names_within(files, in_folders=in_folders)
+        for inside, label, content in zip(names, files.labels, found[split].sums, strict=True):
             named.setdefault(f"{split}/{classes[label]}", {})[inside] = content.tobytes()
     return identify(classes, {split: len(files.names) for split, files in listed.items()}, "imagefolder", named)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -103,8 +104,30 @@ def test_folders_of_classes_alone_are_split_by_name(
     assert not load_imagefolder(imagefolder(root)).val_paths
     with pytest.raises(ConfigError, match=r"contradict each other: give one$"):
         check_available(imagefolder(root, val_fraction=0.2, val_size=3))
-    with pytest.raises(ConfigError, match=r"expected test images of each class, .* got none of 'blue', 'green', 'red'"):
+    with pytest.raises(
+        ConfigError, match=r"expected test images of each class, .* none of 'blue' \(30 images\), 'green'"
+    ):
         load_imagefolder(imagefolder(root, test_fraction=1e-6))
+
+
+def test_a_class_without_test_images_is_named_with_a_fraction_that_has_some(
+    tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]
+) -> None:
+    root = tmp_path / "few"
+    for name, number in (("cats", 30), ("dogs", 2)):
+        (root / name).mkdir(parents=True)
+        for index in range(1, number + 1):
+            Image.new("RGB", (8, 8)).save(root / name / f"{index}.png")
+    files = load_imagefolder(imagefolder(root))
+    said = "no train/: by a hash of each file's name 0.2 of the images are test images"
+    found = re.fullmatch(
+        rf"{said}; no test images of 'dogs' \(2 images\); dataset\.test_fraction=([\d.]+) has some of each class",
+        files.taken,
+    )
+    assert found, files.taken
+    better = load_imagefolder(imagefolder(root, test_fraction=float(found[1])))
+    assert better.taken == said.replace("0.2", found[1])
+    assert sorted(set(better.test.labels.tolist())) == sorted(set(better.train.labels.tolist())) == [0, 1]
 
 
 def test_a_fraction_is_refused_where_there_is_train(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:

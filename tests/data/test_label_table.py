@@ -81,10 +81,61 @@ def test_the_splits_of_the_table_are_taken(flat: Path, imagefolder: Make) -> Non
 
 def test_other_columns_blank_lines_and_excel_do_no_harm(flat: Path, imagefolder: Make) -> None:
     lines = [f"{number},{line}" for number, line in enumerate(rows())]
-    table = write(flat, [*lines, "", ",,"], "\ufeffnumber, Path ,LABEL")
+    table = write(flat, [*lines, "", ",,,,"], "\ufeffnumber, Path ,LABEL")
     table.write_bytes(table.read_bytes().replace(b"\n", b"\r\n"))
     files = load_imagefolder(imagefolder(flat, labels=table))
     assert len(files.train.labels) + len(files.test.labels) == 40
+
+
+def changed_text(old: str, new: str) -> Callable[[str, Path], str]:
+    return lambda text, _: text.replace(old, new)
+
+
+OTHER_HANDS = {
+    "semicolons": (changed_text(",", ";"), "utf-8"),
+    "tabs": (changed_text(",", "\t"), "utf-8"),
+    "backslashes": (changed_text("more/", ".\\more\\"), "utf-8"),
+    "spaces": (changed_text(",", " , "), "utf-8"),
+    "old Mac": (changed_text("\n", "\r"), "utf-8"),
+    "PowerShell": (changed_text("", ""), "utf-16"),
+    "paths in full": (lambda text, root: text.replace("\n", f"\n{root}/", 40), "utf-8"),
+    "capitals": (changed_text("path,label", "Path,Label"), "utf-8-sig"),
+    "blank lines": (changed_text("\n", "\n\n\n"), "utf-8"),
+    "quotes": (lambda text, _: "".join('"' + line.replace(",", '","') + '"\n' for line in text.splitlines()), "utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_HANDS)
+def test_tables_of_other_hands_say_the_same(flat: Path, imagefolder: Make, name: str) -> None:
+    table = write(flat, rows())
+    config = imagefolder(flat, labels=table)
+    before = load_imagefolder(config)
+    change, encoding = OTHER_HANDS[name]
+    text = change(table.read_text(encoding="utf-8"), flat)
+    assert name == "PowerShell" or text.encode(encoding) != table.read_bytes()
+    table.write_bytes(text.encode(encoding))
+    after = load_imagefolder(config)
+    assert after.identity == before.identity
+    assert (after.train_paths, after.test_paths, after.taken) == (before.train_paths, before.test_paths, before.taken)
+
+
+def test_a_root_that_is_a_link_takes_paths_in_full(flat: Path, imagefolder: Make, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(flat, target_is_directory=True)
+    table = write(flat, [f"{tmp_path / 'link' / rows()[0]}", f"{flat / rows()[1]}", *rows()[2:]])
+    files = load_imagefolder(imagefolder(tmp_path / "link", labels=table))
+    assert set(files.train_paths + files.test_paths) == {line.partition(",")[0] for line in rows()}
+
+
+def test_commas_quotes_and_spaces_in_names(flat: Path, imagefolder: Make) -> None:
+    names = ["a, b.png", 'the "c".png', "d e.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(flat / name)
+    quoted = ['"a, b.png","small, grey"', '"the ""c"".png",cats', "d e.png,cats"]
+    table = write(flat, [*rows(), *quoted, '2 .png,"small, grey"'])
+    Image.new("RGB", (8, 8)).save(flat / "2 .png")
+    files = load_imagefolder(imagefolder(flat, labels=table))
+    assert files.classes == ("cats", "dogs", "small, grey")
+    assert {*names, "2 .png"} <= {*files.train_paths, *files.test_paths}
 
 
 def test_what_is_not_read_is_counted(flat: Path, imagefolder: Make) -> None:
@@ -110,17 +161,31 @@ def test_an_accent_from_elsewhere_is_found(flat: Path, imagefolder: Make) -> Non
 
 
 GOOD = ["1.png,dogs", "2.png,cats"]
+BELOW = "the path of a file below dataset.root, which is "
 WRONG = [
-    ("file;label", GOOD, ": expected a first line that names the columns, path,label or path,label,split, got 'file;l"),
+    ("file;label", GOOD, ": expected a first line that names the columns, path,label or path,label,split, got 'file,l"),
+    (GOOD[0], GOOD[1:], ": expected a first line that names the columns, path,label or path,label,split, got '1.png,d"),
+    ("path,label,label", GOOD, ": expected a first line that names the columns, path,label or path,label,split, got"),
     ("path,label", [], ": expected a line for each image, got none below the first line"),
-    ("path,label", [*GOOD, "3.png,"], ", line 4: expected a path and a label, got '3.png,'"),
-    ("path,label", [*GOOD, "../3.png,a"], ", line 4: expected a path below dataset.root, got '../3.png'"),
-    ("path,label", [*GOOD, "/a/3.png,a"], ", line 4: expected a path below dataset.root, got '/a/3.png'"),
-    ("path,label", [*GOOD, "./1.png,cats"], ", line 4: expected each path once, got '1.png' as in line 2"),
-    ("path,label", GOOD[:1], ": expected training images of two or more labels, got dogs"),
-    ("path,label,split", GOOD, ", line 2: expected the split train, val or test, got ''"),
+    ("path,label", [*GOOD, "3.png,"], ", line 4: expected a path and a label, got '3.png,'; fill it in, or remove the"),
+    ("path,label", [*GOOD, "3.png"], ", line 4: expected a path and a label, got '3.png'"),
+    ("path,label", [*GOOD, ",cats"], ", line 4: expected a path and a label, got ',cats'"),
+    ("path,label", ["a,b.png,cats", *GOOD], ", line 2: expected 2 values, as the first line has, got 3, 'a,b.png,cats"),
+    ("path,label", [*GOOD, '"3.png,cats', "4.png,dogs"], ", line 4: expected values in CSV, got one that is quoted wr"),
+    ("path,label", [GOOD[0], '2.png,"ca', 'ts"'], ", line 3: expected a path and a label of one line each, got '2.png"),
+    ("path,label", [*GOOD, "../3.png,a"], f", line 4: expected {BELOW}ROOT, got '../3.png'; write it relative to that"),
+    ("path,label", [*GOOD, "/a/3.png,a"], f", line 4: expected {BELOW}ROOT, got '/a/3.png'"),
+    ("path,label", [*GOOD, r"C:\a\3.png,a"], f", line 4: expected {BELOW}ROOT, got 'C:\\\\a\\\\3.png'"),
+    ("path,label", [*GOOD, r".\1.png,cats"], ", line 4: expected each path once, got '1.png' as in line 2; remove one"),
+    (
+        "path,label",
+        GOOD[:1],
+        ": expected training images of two or more labels, got 'dogs' alone; add images of anothe",
+    ),
+    ("path,label,split", GOOD, ", line 2: expected the split train, val or test, got ''; without the column, a hash"),
     ("path,label,split", ["1.png,a,dev"], ", line 2: expected the split train, val or test, got 'dev'"),
     ("path,label,split", ["1.png,a,train", "2.png,b,train"], ": expected the splits train and test (or val), got trai"),
+    ("path,label,split", ["1.png,a,train", "2.png,b,test"], ": expected training images of two or more labels, got"),
     (
         "path,label,split",
         ["1.png,a,train", "2.png,b,train", "3.png,c,test"],
@@ -129,12 +194,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("header", "lines", "message"), WRONG, ids=[message[:40] for *_, message in WRONG])
+@pytest.mark.parametrize(("header", "lines", "message"), WRONG, ids=range(len(WRONG)))
 def test_tables_that_are_wrong(flat: Path, imagefolder: Make, header: str, lines: list[str], message: str) -> None:
     table = write(flat, lines, header)
     with pytest.raises(ConfigError) as caught:
         check_available(imagefolder(flat, labels=table))
-    assert str(caught.value).startswith(f"{table}{message}")
+    assert str(caught.value).startswith(f"{table}{message.replace('ROOT', str(flat))}")
     assert "\n" not in str(caught.value)
 
 
@@ -142,16 +207,44 @@ def test_files_that_are_no_table(flat: Path, imagefolder: Make, tmp_path: Path) 
     table = write(flat, rows())
     with pytest.raises(ConfigError, match=rf"got No such file or directory; add dataset\.labels={table}$"):
         check_available(imagefolder(flat, labels=tmp_path / "labels.csv"))
-    table.write_bytes(b"path,label\n\xe9.png,cats\n")
-    with pytest.raises(ConfigError, match=r"^dataset\.labels: expected a CSV file in UTF-8, got .*labels\.csv \("):
-        check_available(imagefolder(flat, labels=table))
+    with pytest.raises(ConfigError, match=r"^dataset\.labels: expected .*, got Is a directory; add dataset\.labels="):
+        check_available(imagefolder(flat, labels=flat))
+    for content, line, byte in (
+        (b"path,label\n\xe9.png,cats\n", 2, "e9"),
+        ("path,label\n1.png,\u72d7\n".encode("gbk"), 2, "b9"),  # Excel's CSV in China
+        ((flat / "1.png").read_bytes(), 1, "89"),
+        ("path,label\n1.png,cats\n".encode("utf-16")[:-1], 2, "0a"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            check_available(imagefolder(flat, labels=table))
+        assert str(caught.value) == (
+            f"{table}, line {line}: expected text in UTF-8, got the byte 0x{byte}; save the table as CSV in UTF-8 (in "
+            f"Excel: CSV UTF-8)"
+        )
 
 
-def test_images_that_are_not_there(flat: Path, imagefolder: Make) -> None:
+def test_images_that_are_not_there(flat: Path, imagefolder: Make, tmp_path: Path) -> None:
     lines = [*rows(), *(f"gone/{number}.png,cats" for number in range(7))]
-    with pytest.raises(ConfigError, match=r"got gone/0\.png \(line 42\), .* and 2 more; see to the table, or name the"):
+    with pytest.raises(ConfigError) as caught:
         load_imagefolder(imagefolder(flat, labels=write(flat, lines)))
+    assert str(caught.value) == (
+        f"{flat / 'labels.csv'}: expected paths of files below {flat}, got 7 of 47 that are not there: gone/0.png "
+        f"(line 42), gone/1.png (line 43), gone/2.png (line 44), gone/3.png (line 45), gone/4.png (line 46) and 2 "
+        f"more; correct the table, or name the folder of the images with dataset.root=FOLDER"
+    )
+    table = write(flat, rows())
+    with pytest.raises(ConfigError, match=rf"got 40 of 40 that .*; correct the table, or add dataset\.root={flat}$"):
+        load_imagefolder(imagefolder(tmp_path, labels=table))
+
+
+def test_images_of_formats_that_are_not_read_are_missed_where_they_are_needed(flat: Path, imagefolder: Make) -> None:
     (flat / "1.svg").touch()
-    table = write(flat, ["1.png,a,train", "2.png,b,train", "1.svg,a,test"], "path,label,split")
-    with pytest.raises(ConfigError, match=r"expected test images of each class, by labels\.csv, got none of 'a', 'b';"):
-        load_imagefolder(imagefolder(flat, labels=table))
+    cats_and_dogs = ["1.png,a,train", "2.png,b,train"]
+    for split, others in (("test", []), ("val", ["3.png,a,test"])):
+        table = write(flat, [*cats_and_dogs, *others, f"1.svg,a,{split}"], "path,label,split")
+        message = (
+            rf"expected {split} images of each class, by labels\.csv, got none of 'a' \(\d images?\), 'b' \(1 image\)"
+        )
+        with pytest.raises(ConfigError, match=message + " in a format that is read; convert them, or change the rows$"):
+            load_imagefolder(imagefolder(flat, labels=table))
