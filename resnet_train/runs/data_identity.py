@@ -73,10 +73,11 @@ def check_same_data(content: Mapping[str, Any], data: DataIdentity, config: Conf
         if isinstance(dataset, ImageFolderConfig) and "val" in data.images:
             found.append(ROLES)
     if found and not config.resume_force:
+        table = " and their table with dataset.labels=FILE" * bool(getattr(dataset, "labels", None))
         raise ConfigError(
             f"resume: the data are not those of the run in {directory}: {'; '.join(found[:SHOWN])}"
             + (f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else "")
-            + ". Bring them back, name their folder with dataset.root=FOLDER, or start a new run"
+            + f". Bring them back, name their folder with dataset.root=FOLDER{table}, or start a new run"
         )
     return found
 
