@@ -12,7 +12,7 @@ from resnet_train.data.folder_names import composed, some
 from resnet_train.data.hash_split import better_fractions, place_of, split_of
 from resnet_train.errors import ConfigError
 
-BY_HAND = "say the splits yourself, in folders train/ and test/ or in the column split of a table (dataset.labels)"
+BY_HAND = "add images, or say the splits yourself, in folders train/ and test/ or in a table (dataset.labels)"
 
 
 def names_within(files: ImageFiles, *, in_folders: bool) -> list[str]:
@@ -44,14 +44,14 @@ def split_by_hash(
     for split, lacking in missing.items():
         if lacking and (split == "train" or not listed[split].names):
             better = better or better_fractions(places, val_fraction=val, test_fraction=test, of_each=False)
-            fix = f"try {overrides(better)}" if better else f"add images, or {BY_HAND}"
+            fix = f"try {overrides(better)}" if better else BY_HAND
             raise ConfigError(
                 f"{files.folder}: expected {split} images of each class, by a hash of their names, got none of "
                 f"{some(lacking)}; {fix}"
             )
     texts = [f"no {split} images of {some(labels)}" for split, labels in missing.items() if labels]
-    texts.append(f"{overrides(better)} has some of each class" if better else f"for some of each class, {BY_HAND}")
-    return listed, "; ".join(texts)
+    fix = f"{overrides(better)} has some of each class" if better else BY_HAND
+    return listed, f"not measured: {', '.join(texts)}; {fix}"
 
 
 def overrides(fractions: tuple[float, float]) -> str:

@@ -77,7 +77,8 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         left_out=described(left_out),
         val=images.get("val"),
         val_paths=listed["val"].paths() if "val" in listed else (),
-        taken="; ".join(filter(None, (source.described(dataset), lacking))),
+        taken=source.described(dataset),
+        lacking=lacking,
     )
 
 

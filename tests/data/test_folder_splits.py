@@ -99,7 +99,7 @@ def test_every_small_data_set_is_split_or_told_what_serves(imagefolder: Make, va
             _, after = split_by_hash(changed, listed(images), CLASSES, in_folders=True)
             assert outcome == "refused" or after == "", (text, after)
         elif text:
-            assert "say the splits yourself, in folders train/ and test/ or in the column split of a table" in text
+            assert "say the splits yourself, in folders train/ and test/ or in a table" in text
             outcome = "by hand"
         outcomes[outcome] += 1
     assert all(outcomes.values()), outcomes
@@ -113,10 +113,10 @@ def test_what_is_said_of_classes_that_a_split_lacks(imagefolder: Make) -> None:
         for fractions in ({}, {"test_fraction": 0.25}, {"val_fraction": 0.1, "test_fraction": 0.25})
     ]
     assert said == [
-        "no test images of 'cats' (2 images); dataset.test_fraction=0.25 has some of each class",
+        "not measured: no test images of 'cats' (2 images); dataset.test_fraction=0.25 has some of each class",
         "",
-        "no val images of 'cats' (2 images); for some of each class, say the splits yourself, in folders train/ and "
-        "test/ or in the column split of a table (dataset.labels)",
+        "not measured: no val images of 'cats' (2 images); add images, or say the splits yourself, in folders train/ "
+        "and test/ or in a table (dataset.labels)",
     ]
     with pytest.raises(
         ConfigError, match=r"^root: expected train .* 'cats' \(2 images\); try dataset.test_fraction=0\.79$"
