@@ -110,6 +110,18 @@ def test_folders_of_classes_alone_are_split_by_name(
         load_imagefolder(imagefolder(root, test_fraction=1e-6))
 
 
+def test_the_split_of_an_older_run_is_the_same(tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    """Written down before there were tables of labels: checkpoints hold this, and are resumed on these files."""
+    root = tmp_path / "flat"
+    for name in ("cats", "dogs", "é"):
+        (root / name).mkdir(parents=True)
+        for number in range(40):
+            (root / name / f"{number}.ppm").write_bytes(b"P6 2 2 255\n" + bytes([number]) * 12)
+    identity = load_imagefolder(imagefolder(root, val_fraction=0.15, test_fraction=0.3)).identity
+    assert identity.images == {"train": 66, "val": 18, "test": 36}
+    assert identity.digest == "f2b50f0ed01cfc8994e0840621c67f9a1c17532cb1ac498191d7f132251fc312"
+
+
 def test_a_class_without_test_images_is_named_with_a_fraction_that_has_some(
     tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]
 ) -> None:
