@@ -154,7 +154,7 @@ def merge_overrides(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
     return list(merged.values())
 
 
-PATHS = ("dataset.root", "dataset.cache", "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("dataset.root", "dataset.cache", "dataset.labels", "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir")
 
 
 def quote_path(override: str, *, lists: bool = False) -> str:

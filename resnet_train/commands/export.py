@@ -14,7 +14,7 @@ from resnet_train.inference.find import EXPORTED, find
 
 FORMATS = tuple(ending[1:] for ending in EXPORTED)
 # What may be another than in the run: where its data lie now. Anything else would make another network of it.
-OVERRIDES = ("dataset.root", "dataset.cache", "dataset.download", "dataset.mirrors")
+OVERRIDES = ("dataset.root", "dataset.cache", "dataset.labels", "dataset.download", "dataset.mirrors")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # for ONNX: the extra `export`
 
 

@@ -171,15 +171,16 @@ class EuroSATConfig(ImageArchiveConfig):
 
 @dataclass
 class ImageFolderConfig(DatasetConfig):
-    """The user's own images: ``root/train/<class>/*`` and ``root/val/<class>/*``, or ``root/<class>/*`` alone."""
+    """The user's own images: ``root/train/<class>/*`` and ``root/val/...``, ``root/<class>/*`` alone, or a table."""
 
     NAME: ClassVar[str] = "imagefolder"
 
     root: str | None
     image_size: int  # pixels: the shorter side is scaled to it, then the centre is cut out
     cache: str | None  # folder of the decoded images; null: root/.resnet-train-cache
-    val_fraction: float  # of root/<class>/*, by a hash of the name; the best checkpoint is chosen on them
-    test_fraction: float  # of root/<class>/*, by a hash of the name
+    labels: str | None  # CSV file with path, label and maybe split of each image; null: folders say them
+    val_fraction: float  # of images without splits, by a hash of the name; the best checkpoint is chosen on them
+    test_fraction: float  # of images without splits, by a hash of the name
 
 
 @dataclass

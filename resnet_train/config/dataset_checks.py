@@ -92,6 +92,8 @@ def _check_imagefolder(dataset: ImageFolderConfig) -> None:
             "dataset.root: expected the folder that holds train/ and val/ with one folder a class, got nothing; "
             "add dataset.root=FOLDER"
         )
+    if dataset.labels == "":
+        raise ConfigError("dataset.labels: expected a CSV file or null, got nothing; add dataset.labels=FILE.csv")
     checks.number("dataset.test_fraction", dataset.test_fraction, above=0, below=1)
     checks.number("dataset.val_fraction", dataset.val_fraction, at_least=0, below=1)
     if dataset.val_fraction + dataset.test_fraction >= 1:

@@ -30,13 +30,13 @@ def user_cache() -> Path | None:
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A plain configuration whose ``dataset.root`` and ``dataset.cache`` are found from other working directories too.
+    """A plain configuration whose ``dataset.root``, ``cache`` and ``labels`` are found from other folders too.
 
     Relative ones, and ``~``, are taken from this process. ``config`` is left as it was.
     """
     dataset = config.get("dataset")
     if not isinstance(dataset, dict):
         return config
-    found = {key: dataset[key] for key in ("root", "cache") if isinstance(dataset.get(key), str)}
+    found = {key: dataset[key] for key in ("root", "cache", "labels") if isinstance(dataset.get(key), str)}
     absolute = {key: str(expanded(f"dataset.{key}", path).absolute()) for key, path in found.items() if path}
     return config | {"dataset": dataset | absolute}

@@ -16,11 +16,10 @@ from resnet_train.config.dataset import (
 from resnet_train.config.medmnist import SUBSETS
 from resnet_train.data import archive, cifar, idx, image_archive, imagefolder, medmnist, published, stl10, svhn
 from resnet_train.data.files import folder_of, one_line_errors
-from resnet_train.data.folder_layout import layout
 
 
 def check_available(dataset: DatasetConfig) -> None:
-    """Raise `ConfigError` where the files are missing and nothing can get them; looks at names only."""
+    """Raise `ConfigError` where the files are missing and nothing can get them; looks at names and tables of labels."""
     if isinstance(dataset, SyntheticConfig):
         return
     with one_line_errors(folder_of(getattr(dataset, "root", None))):
@@ -39,11 +38,11 @@ def check_available(dataset: DatasetConfig) -> None:
             case ImageArchiveConfig():
                 archive.check_obtainable(image_archive.tree_of(dataset).archive, published.source_of(dataset))
             case ImageFolderConfig():
-                imagefolder.class_names(layout(dataset, folder_of(dataset.root)).train)
+                imagefolder.classes_of(imagefolder.source_of(dataset, folder_of(dataset.root)))
 
 
 def num_classes(dataset: DatasetConfig) -> int:
-    """Number of classes; of the user's own images, that of their folders. Raises `ConfigError` where there are none."""
+    """Number of classes; of the user's own images, that of their labels. Raises `ConfigError` where there are none."""
     match dataset:
         case MedMNISTConfig():
             return len(SUBSETS[dataset.subset].classes)
@@ -52,6 +51,6 @@ def num_classes(dataset: DatasetConfig) -> int:
         case ImageFolderConfig():
             root = folder_of(dataset.root)
             with one_line_errors(root):
-                return len(imagefolder.class_names(layout(dataset, root).train))
+                return len(imagefolder.classes_of(imagefolder.source_of(dataset, root)))
     assert dataset.NUM_CLASSES is not None, f"no classes for {type(dataset).__name__}"
     return dataset.NUM_CLASSES

@@ -26,12 +26,16 @@ class Layout:
     def described(self, dataset: ImageFolderConfig) -> str:
         """Which images serve as what, in words."""
         if self.test is None:
-            parts = f"{dataset.test_fraction:g} of the images are test images"
-            parts += f", {dataset.val_fraction:g} choose the best checkpoint" if dataset.val_fraction else ""
-            return f"no train/: by a hash of each file's name {parts}"
+            return f"no train/: by a hash of each file's name {hashed(dataset)}"
         if self.val is None:
             return f"test images from {self.test.name}/"
         return f"{self.val.name}/ chooses the best checkpoint, {self.test.name}/ is scored once"
+
+
+def hashed(dataset: ImageFolderConfig) -> str:
+    """What a hash makes of images without splits, in words."""
+    parts = f"{dataset.test_fraction:g} of the images are test images"
+    return parts + (f", {dataset.val_fraction:g} choose the best checkpoint" if dataset.val_fraction else "")
 
 
 def layout(dataset: ImageFolderConfig, root: Path) -> Layout:

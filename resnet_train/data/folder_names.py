@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path, PurePath
 
 from resnet_train.data.decode import image_endings
@@ -44,6 +45,11 @@ def is_own_file(name: str) -> bool:
 def num_images(folder: Path) -> int:
     """Number of images that lie in ``folder`` itself."""
     return sum(is_own_file(path.name) and ending(path.name) in image_endings() for path in folder.iterdir())
+
+
+def composed(name: str) -> str:
+    """``name`` in the form in which names are compared: NFC, with ``/`` between folders."""
+    return unicodedata.normalize("NFC", PurePath(name).as_posix())
 
 
 def ending(name: str) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_train.data.decode import image_endings
-from resnet_train.data.folder_names import ending, is_own_file, is_own_folder
-from resnet_train.data.imagefolder import composed, described, walk
+from resnet_train.data.folder_names import composed, ending, is_own_file, is_own_folder
+from resnet_train.data.imagefolder import described, walk
 
 HEAD = 1 << 16  # bytes of standard input by which an image is told from paths
 # A text holds none of these but tabs and line ends; NUL separates paths, as find -print0 does.

@@ -1,4 +1,4 @@
-"""The user's own images, one folder a class: listed here, decoded by `image_cache`. Without torch.
+"""The user's own images, one folder a class or by a table: listed here, decoded by `image_cache`. Without torch.
 
 Names are compared in Unicode's composed form (NFC), in which systems differ: an é copied from a Mac may be two
 characters. Order and labels are the same wherever a data set is copied to.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
@@ -20,26 +19,39 @@ from resnet_train.config.size import data_need
 from resnet_train.data.decode import UnreadableImage, image_endings
 from resnet_train.data.files import Files, ImageFiles, Images, folder_of, one_line_errors
 from resnet_train.data.folder_layout import Layout, layout
-from resnet_train.data.folder_names import ending, is_own_file, is_own_folder, num_images, some, visible_folders
-from resnet_train.data.hash_split import split_of
+from resnet_train.data.folder_names import (
+    composed,
+    ending,
+    is_own_file,
+    is_own_folder,
+    num_images,
+    some,
+    visible_folders,
+)
+from resnet_train.data.folder_splits import names_within, split_by_column, split_by_hash
 from resnet_train.data.image_cache import Cached, cache_folders, cached_images, report_unreadable
+from resnet_train.data.label_table import LabelTable, labelled_images, read_labels
 from resnet_train.errors import ConfigError
 from resnet_train.runs.data_identity import DataIdentity, identify
 from resnet_train.runs.memory import check_room
 
 
 def load_imagefolder(dataset: ImageFolderConfig) -> Files:
-    """Read the images of `layout`'s folders, ``<class>/**`` in each, as squares of ``image_size`` pixels.
+    """Read the images of `layout`'s folders, ``<class>/**`` in each, or those of a table, as squares of ``image_size``.
 
-    Classes are the folders of ``train/``, sorted; images are sorted by class and path. Raises `ConfigError` for
-    missing or empty folders, a class that ``train/`` lacks, and images that cannot be read: all of them at once.
+    Classes are the folders of ``train/``, or the table's labels, sorted; images are sorted by class and path. Raises
+    `ConfigError` for missing or empty folders, a class that ``train/`` lacks, and images that cannot be read: all of
+    them at once.
     """
     root = folder_of(dataset.root)
     with one_line_errors(root):
-        folders = layout(dataset, root)
-        classes = class_names(folders.train)
+        source = source_of(dataset, root)
+        classes = classes_of(source)
         left_out: Counter[str] = Counter()
-        listed = list_splits(dataset, folders, classes, left_out)
+        if isinstance(source, LabelTable):
+            listed, lacking = list_by_table(dataset, source, root, left_out)
+        else:
+            listed, lacking = list_by_folders(dataset, source, classes, left_out)
         # Refused before the images are decoded:
         num_train_images(dataset, len(listed["train"].names))
         check_room(data_need(dataset, sum(len(files.names) for files in listed.values())))
@@ -58,64 +70,62 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         images["train"],
         images["test"],
         classes,
-        identity=identity_of(classes, listed, found),
+        identity=identity_of(classes, listed, found, in_folders=isinstance(source, Layout)),
         names=tuple(map(composed, listed["train"].names)),
         train_paths=listed["train"].paths(),
         test_paths=listed["test"].paths(),
         left_out=described(left_out),
         val=images.get("val"),
         val_paths=listed["val"].paths() if "val" in listed else (),
-        taken=folders.described(dataset),
+        taken=source.described(dataset),
+        lacking=lacking,
     )
 
 
-def list_splits(
+def source_of(dataset: ImageFolderConfig, root: Path) -> Layout | LabelTable:
+    """What says which images there are: a table, or folders."""
+    return read_labels(dataset, root) if dataset.labels else layout(dataset, root)
+
+
+def classes_of(source: Layout | LabelTable) -> tuple[str, ...]:
+    """Names of the classes, sorted; at least two, else `ConfigError`."""
+    return source.classes if isinstance(source, LabelTable) else class_names(source.train)
+
+
+def list_by_table(
+    dataset: ImageFolderConfig, table: LabelTable, root: Path, left_out: Counter[str]
+) -> tuple[dict[str, ImageFiles], str]:
+    """As `list_by_folders`; what lies beside the images of the table without a label is counted."""
+    files, splits = labelled_images(table, root, left_out)
+    labelled = {row.name for row in table.rows} | set(files.names)
+    images = (name for name in walk(root, root) if ending(name) in image_endings())
+    if others := sum(name not in labelled for name in images):
+        left_out["without a label"] += others
+    if not table.has_splits:
+        return split_by_hash(dataset, files, table.classes, in_folders=False)
+    return split_by_column(files, splits, table.classes, wanted=table.splits(), name=table.path.name), ""
+
+
+def list_by_folders(
     dataset: ImageFolderConfig, folders: Layout, classes: tuple[str, ...], left_out: Counter[str]
-) -> dict[str, ImageFiles]:
-    """The images of ``train``, of ``test`` and, where there are any, of ``val``."""
+) -> tuple[dict[str, ImageFiles], str]:
+    """The images of ``train``, of ``test`` and, where there are any, of ``val``; and which classes a hash left out."""
     if folders.test is None:
-        return split_by_name(dataset, list_images(folders.train, classes, left_out), classes)
+        return split_by_hash(dataset, list_images(folders.train, classes, left_out), classes, in_folders=True)
     given = {"train": folders.train, "val": folders.val, "test": folders.test}
-    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}
-
-
-def split_by_name(dataset: ImageFolderConfig, files: ImageFiles, classes: tuple[str, ...]) -> dict[str, ImageFiles]:
-    """``files`` of all splits, split by a hash of each name within its class.
-
-    So an image that is added moves no other, one that is moved to another class stays in its split, and copies of one
-    file in two classes do not lie on both sides. Raises `ConfigError` for classes without a training or a test image.
-    """
-    fractions = {"val_fraction": dataset.val_fraction, "test_fraction": dataset.test_fraction}
-    splits = np.array([split_of(composed(name).partition("/")[2], **fractions) for name in files.names])
-    found: dict[str, ImageFiles] = {}
-    for split in ("train", "val", "test") if dataset.val_fraction else ("train", "test"):
-        index = np.flatnonzero(splits == split)
-        labels = files.labels[index]
-        missing = [repr(classes[label]) for label in sorted(set(range(len(classes))) - set(labels.tolist()))]
-        if missing:
-            raise ConfigError(
-                f"{files.folder}: expected {split} images of each class, by a hash of their names, got none of "
-                f"{some(missing)}; add images, or try another dataset.{'val' if split == 'val' else 'test'}_fraction"
-            )
-        found[split] = ImageFiles(files.folder, tuple(files.names[number] for number in index), labels, is_root=True)
-    return found
+    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}, ""
 
 
 def identity_of(
-    classes: tuple[str, ...], listed: Mapping[str, ImageFiles], found: Mapping[str, Cached]
+    classes: tuple[str, ...], listed: Mapping[str, ImageFiles], found: Mapping[str, Cached], *, in_folders: bool
 ) -> DataIdentity:
-    """The identity of all splits, by names and contents."""
+    """The identity of all splits, by contents and names: those within the classes' folders, or a table's paths."""
     named: dict[str, dict[str, bytes]] = {}
     for split, files in listed.items():
-        for name, label, content in zip(files.names, files.labels, found[split].sums, strict=True):
-            inside = composed(name).partition("/")[2]
+        names = names_within(files, in_folders=in_folders)
+        for inside, label, content in zip(names, files.labels, found[split].sums, strict=True):
             named.setdefault(f"{split}/{classes[label]}", {})[inside] = content.tobytes()
     return identify(classes, {split: len(files.names) for split, files in listed.items()}, "imagefolder", named)
-
-
-def composed(name: str) -> str:
-    """``name`` in the form in which names are compared: NFC, with ``/`` between folders."""
-    return unicodedata.normalize("NFC", PurePath(name).as_posix())
 
 
 def described(left_out: Counter[str]) -> str:

@@ -104,6 +104,7 @@ def from_metadata(metadata: Mapping[str, str], *, path: object) -> Spec:
 PLACES = {
     "dataset.root": "FOLDER",
     "dataset.cache": "FOLDER",
+    "dataset.labels": "FILE",
     "dataset.mirrors": "ADDRESSES",
     "init_from": "WEIGHTS",
     "resume": "RUN",

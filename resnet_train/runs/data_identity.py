@@ -73,10 +73,11 @@ def check_same_data(content: Mapping[str, Any], data: DataIdentity, config: Conf
         if isinstance(dataset, ImageFolderConfig) and "val" in data.images:
             found.append(ROLES)
     if found and not config.resume_force:
+        table = " and their table with dataset.labels=FILE" * bool(getattr(dataset, "labels", None))
         raise ConfigError(
             f"resume: the data are not those of the run in {directory}: {'; '.join(found[:SHOWN])}"
             + (f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else "")
-            + ". Bring them back, name their folder with dataset.root=FOLDER, or start a new run"
+            + f". Bring them back, name their folder with dataset.root=FOLDER{table}, or start a new run"
         )
     return found
 
@@ -88,7 +89,8 @@ def differences(saved: Any, found: DataIdentity) -> list[str]:
     if saved["digest"] == found.digest:
         return []
     before = saved.get("images")
-    if "val" in found.images and isinstance(before, dict) and "val" not in before:
+    val = _of(found.entries, "val")
+    if val and isinstance(before, dict) and "val" not in before and _of(saved["entries"], "test") == val:
         return [ROLES]
     texts = class_differences(saved["classes"], found.classes)
     shared = set(saved["classes"]) & set(found.classes)
@@ -125,6 +127,11 @@ def listed(names: Sequence[str]) -> str:
     """``cats, dogs and 3 more``."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _of(entries: Mapping[str, str], split: str) -> dict[str, str]:
+    """The entries of one split, by class."""
+    return {place.partition("/")[2]: entry for place, entry in entries.items() if place.startswith(f"{split}/")}
 
 
 def _images(entry: str | None) -> dict[str, str]:

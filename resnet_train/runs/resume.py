@@ -52,6 +52,7 @@ CHANGEABLE = frozenset(
         "compile",
         "dataset.cache",
         "dataset.download",
+        "dataset.labels",
         "dataset.mirrors",
         "dataset.root",
         "deterministic",
@@ -76,12 +77,8 @@ CHANGEABLE = frozenset(
 
 # Keys that saved configurations may lack, being newer, with the value that those runs had all the same.
 NEWER: dict[str, Any] = {"early_stop.min_delta": 0.0, "early_stop.patience": None, "freeze": [], "max_time": None}
-NEWER |= {
-    "dataset.val_fraction": 0.0,
-    "dataset.test_fraction": 0.2,
-    "class_weights": "none",
-    "balanced_sampling": False,
-}
+NEWER |= {"dataset.labels": None, "dataset.val_fraction": 0.0, "dataset.test_fraction": 0.2}
+NEWER |= {"class_weights": "none", "balanced_sampling": False}
 
 
 # ----------------------------------------------------------------------------------------------------- 1: the directory

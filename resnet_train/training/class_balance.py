@@ -51,3 +51,16 @@ def in_words(weights: Tensor | None, labels: Tensor, classes: Sequence[str], *, 
     more = len(texts) - SHOWN
     listed = ", ".join(texts[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
     return listed + ("; drawn equally often" if balanced else "")
+
+
+def corrected_twice(asked: str | Sequence[float], labels: Tensor, classes: Sequence[str]) -> str:
+    """What weights do beside ``balanced_sampling``, in words; empty where the sizes of the classes give none."""
+    weights = class_weights(asked, labels, classes) if isinstance(asked, str) else None
+    if weights is None or weights.max() == weights.min():
+        return ""
+    rarest, largest = classes[int(weights.argmax())], classes[int(weights.argmin())]
+    return (
+        f"class_weights={asked} beside balanced_sampling=true corrects twice for the sizes of the classes: {rarest!r} "
+        f"is drawn as often as {largest!r}, and each time weighs {weights.max() / weights.min():.3g} times as much; "
+        f"leave one of the two out"
+    )

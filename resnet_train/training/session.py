@@ -19,6 +19,7 @@ from resnet_train.runs.metrics_table import MetricsTable, Row
 from resnet_train.runs.resume import choose_checkpoint
 from resnet_train.runs.saved import Notice, kept_invocation
 from resnet_train.runs.tensorboard import TensorBoard
+from resnet_train.training.class_balance import corrected_twice
 from resnet_train.training.clock import Clock
 from resnet_train.training.diagnostics import Diagnostics
 from resnet_train.training.profiling import Profiler
@@ -158,7 +159,7 @@ def show_beginning(run: Run, session: Session, config: Config) -> None:
 
 def cautions(run: Run, config: Config) -> list[Notice]:
     """What somebody who begins ``run`` may not have meant."""
-    texts = []
+    texts = [run.lacking]
     if config.freeze and not config.init_from:
         texts.append(
             "freeze keeps random weights, since nothing was loaded; name a run or a file of weights with init_from"
@@ -170,7 +171,9 @@ def cautions(run: Run, config: Config) -> list[Notice]:
             f"model.stem=imagenet (7x7 with stride 2, then max-pooling) leaves {left}x{left} of {size}x{size} pixels "
             f"to the first block; model.stem=cifar, one 3x3 convolution, leaves all of them"
         )
-    return [(logging.WARNING, text) for text in texts]
+    if config.balanced_sampling:
+        texts.append(corrected_twice(config.class_weights, run.train_data.split.labels, run.classes))
+    return [(logging.WARNING, text) for text in texts if text]
 
 
 def open_table(run: Run, directory: Path, history: History | None) -> tuple[MetricsTable, History]:

@@ -132,10 +132,13 @@ def test_corrupt_checkpoints(trained: Path, call: Callable[..., Answer], tmp_pat
         (("RUN", "--output", "a.pth"), "--output: expected a folder, or a file that ends in .onnx, .pt2, .safetensors"),
         (("RUN", "--images", "cats"), "--images: expected files and folders, got cats, which does not exist"),
         (("RUN", "--checkpoint", "worst"), "--checkpoint: expected last, best or a file, got 'worst', which does not"),
-        (("RUN", "dataset.mean=[0,0,0]"), "expected overrides of dataset.root, dataset.cache, dataset.download, data"),
+        (
+            ("RUN", "dataset.mean=[0,0,0]"),
+            "expected overrides of dataset.root, dataset.cache, dataset.labels, dataset.",
+        ),
         (
             ("RUN", "dataset.rot=x"),
-            "expected overrides of dataset.root, dataset.cache, dataset.download, dataset.mirro",
+            "expected overrides of dataset.root, dataset.cache, dataset.labels, dataset.download, dat",
         ),
     ],
     ids=str,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
+import pytest
+
 from resnet_train.config.dataset import EuroSATConfig
-from resnet_train.data.hash_split import split_of
+from resnet_train.data.hash_split import better_fractions, place_of, split_of
 from resnet_train.data.image_archive import EUROSAT
 
 NAMES = [f"cats/{number}.jpg" for number in range(4000)]
@@ -27,6 +30,42 @@ def test_of_names_and_of_nothing_else() -> None:
         RECORDED
     )
     assert split_of("a.png", test_fraction=0.0) == "train"
+
+
+def serves(classes: list[list[str]], val: float, test: float) -> bool:
+    """Whether each class has an image in every split, as `split_of` makes them."""
+    wanted = {"train", "test"} | ({"val"} if val else set())
+    return all({split_of(name, val_fraction=val, test_fraction=test) for name in names} == wanted for names in classes)
+
+
+@pytest.mark.parametrize("asked", [(0.0, 0.2), (0.1, 0.1), (0.2, 0.05), (0.0, 0.95)])
+def test_better_fractions_serve_and_are_the_nearest(asked: tuple[float, float]) -> None:
+    draws, kinds = random.Random(0), Counter[str]()
+    for _ in range(15):
+        size = draws.randint(2, 6)
+        classes = [[f"{draws.random()}.jpg" for _ in range(draws.randint(size, size + 4))] for _ in range(3)]
+        places = [[place_of(name) for name in names] for names in classes]
+        found = better_fractions(places, val_fraction=asked[0], test_fraction=asked[1])
+        hundredths = range(1, 100)
+        all_pairs = ((val / 100, test / 100) for test in hundredths for val in (hundredths if asked[0] else (0,)))
+        serving = [pair for pair in all_pairs if sum(pair) < 0.995 and serves(classes, *pair)]
+        kinds["found" if found else "none"] += 1
+        assert bool(found) == bool(serving)
+        if found:
+            assert found in serving
+
+            def far(pair: tuple[float, float]) -> float:
+                return sum(abs(one - other) for one, other in zip(pair, asked, strict=True))
+
+            assert far(found) == pytest.approx(min(map(far, serving)))
+    assert kinds["found"] and (asked[0] == 0 or kinds["none"]), "both answers were seen"
+
+
+def test_fractions_that_leave_each_class_something_to_train_on_where_no_better_ones_are() -> None:
+    places = [[0.1, 0.3], [0.5, 0.7]]
+    assert better_fractions(places, val_fraction=0, test_fraction=0.6) is None
+    assert better_fractions(places, val_fraction=0, test_fraction=0.6, of_each=False) == (0, 0.3)
+    assert better_fractions([[], [0.5]], val_fraction=0, test_fraction=0.2, of_each=False) is None
 
 
 RECORDED = ["val", "val", "test", "val"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -103,8 +104,41 @@ def test_folders_of_classes_alone_are_split_by_name(
     assert not load_imagefolder(imagefolder(root)).val_paths
     with pytest.raises(ConfigError, match=r"contradict each other: give one$"):
         check_available(imagefolder(root, val_fraction=0.2, val_size=3))
-    with pytest.raises(ConfigError, match=r"expected test images of each class, .* got none of 'blue', 'green', 'red'"):
+    with pytest.raises(
+        ConfigError, match=r"expected test images of each class, .* none of 'blue' \(30 images\), 'green'"
+    ):
         load_imagefolder(imagefolder(root, test_fraction=1e-6))
+
+
+def test_the_split_of_an_older_run_is_the_same(tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:
+    """Written down before there were tables of labels: checkpoints hold this, and are resumed on these files."""
+    root = tmp_path / "flat"
+    for name in ("cats", "dogs", "é"):
+        (root / name).mkdir(parents=True)
+        for number in range(40):
+            (root / name / f"{number}.ppm").write_bytes(b"P6 2 2 255\n" + bytes([number]) * 12)
+    identity = load_imagefolder(imagefolder(root, val_fraction=0.15, test_fraction=0.3)).identity
+    assert identity.images == {"train": 66, "val": 18, "test": 36}
+    assert identity.digest == "f2b50f0ed01cfc8994e0840621c67f9a1c17532cb1ac498191d7f132251fc312"
+
+
+def test_a_class_without_test_images_is_named_with_a_fraction_that_has_some(
+    tmp_path: Path, imagefolder: Callable[..., ImageFolderConfig]
+) -> None:
+    root = tmp_path / "few"
+    for name, number in (("cats", 30), ("dogs", 2)):
+        (root / name).mkdir(parents=True)
+        for index in range(1, number + 1):
+            Image.new("RGB", (8, 8)).save(root / name / f"{index}.png")
+    files = load_imagefolder(imagefolder(root))
+    found = re.fullmatch(
+        r"not measured: no test images of 'dogs' \(2 images\); dataset\.test_fraction=([\d.]+) has some of each class",
+        files.lacking,
+    )
+    assert found, files.lacking
+    better = load_imagefolder(imagefolder(root, test_fraction=float(found[1])))
+    assert better.lacking == ""
+    assert sorted(set(better.test.labels.tolist())) == sorted(set(better.train.labels.tolist())) == [0, 1]
 
 
 def test_a_fraction_is_refused_where_there_is_train(root: Path, imagefolder: Callable[..., ImageFolderConfig]) -> None:

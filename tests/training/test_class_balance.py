@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
 from resnet_train.runs.checkpoint import read_checkpoint
-from resnet_train.training.class_balance import class_weights, in_words
+from resnet_train.train import run
+from resnet_train.training.class_balance import class_weights, corrected_twice, in_words
 from resnet_train.training.step import StepOptions, training_loss
 from tests.conftest import TINY, Shell
 
@@ -65,6 +69,43 @@ def test_labels_micro_batches_and_distributions_agree(smoothing: float) -> None:
     torch.testing.assert_close(torch.stack(halves).mean(), loss)
 
 
+@pytest.mark.parametrize(("asked", "times"), [("inverse", "4"), ("sqrt", "2")])
+def test_weights_beside_balanced_sampling_correct_twice(asked: str, times: str) -> None:
+    assert corrected_twice(asked, LABELS, CLASSES) == (
+        f"class_weights={asked} beside balanced_sampling=true corrects twice for the sizes of the classes: 'dogs' is "
+        f"drawn as often as 'cats', and each time weighs {times} times as much; leave one of the two out"
+    )
+    assert corrected_twice(asked, torch.arange(2), CLASSES) == "", "classes of one size"
+
+
+@pytest.mark.parametrize("asked", ["none", [1.0, 4.0]])
+def test_weights_that_are_given_as_numbers_are_meant(asked: Any) -> None:
+    assert corrected_twice(asked, LABELS, CLASSES) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (("class_weights=inverse", "balanced_sampling=true"), True),
+        (("class_weights=inverse",), False),
+        (("balanced_sampling=true",), False),
+    ],
+)
+def test_a_run_that_corrects_twice_warns_once(
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: tuple[str, ...],
+    *,
+    warned: bool,
+) -> None:
+    run(tiny(*options, "epochs=null", "steps=1"), directory=tmp_path)
+    found = [record for record in caplog.records if "corrects twice" in record.message]
+    assert [record.levelname for record in found] == ["WARNING"] * warned
+    run(tiny(*options, "epochs=null", "steps=2"), directory=tmp_path)
+    assert len([record for record in caplog.records if "corrects twice" in record.message]) == len(found), "resumed"
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(shell: Shell) -> None:
     options = ("class_weights=inverse", "balanced_sampling=true", "accumulate=2", "label_smoothing=0.1")
@@ -72,6 +113,7 @@ def test_a_killed_run_goes_on_to_the_bit(shell: Shell) -> None:
     code, out, err = shell.call(*TINY, *options, *length, "hydra.run.dir=straight")
     assert code == 0, err
     assert re.search(r"classes    pattern 0 \d+ \(weight [\d.]+\), .*; drawn equally often", out)
+    assert out.count("corrects twice for the sizes of the classes") == 1
     started = shell.start(*TINY, *options, *length, "hydra.run.dir=killed")
     shell.wait_for("killed/checkpoints/step-00000040.pt", started)
     os.kill(started.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -189,12 +191,124 @@ def test_val_chooses_beside_test_where_versions_before_scored_it(
     assert "best on the validation split" in summary.result_rule
 
 
+def table_of(photos: Path, **changed: str) -> Path:
+    """The labels of ``photos`` as a table without splits; ``changed`` ones by the names of classes and files."""
+    paths = sorted(path.relative_to(photos).as_posix() for path in photos.glob("train/*/*.png"))
+    labels = {path: path.split("/")[1] for path in paths} | {f"train/{name}.png": to for name, to in changed.items()}
+    table = photos / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in labels.items()), encoding="utf-8")
+    return table
+
+
+def test_a_class_that_is_not_measured_is_warned_of(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = table_of(photos, **{"cats/1": "lynx"})
+    run(configured(photos, f"dataset.labels={table}"), directory=tmp_path / "run")
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        "not measured: no test images of 'lynx' (1 image); add images, or say the splits yourself, in folders train/ "
+        "and test/ or in a table (dataset.labels)"
+    ]
+
+
+def test_a_table_may_lie_elsewhere_and_not_say_another_thing(photos: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(configured(photos, f"dataset.labels={table_of(photos)}"), directory=directory)
+    moved = table_of(photos).rename(tmp_path / "moved.csv")
+    assert run(configured(photos, f"dataset.labels={moved}", steps=9), directory=directory).steps == 9
+    other = table_of(photos, **{"cats/1": "dogs"})
+    with pytest.raises(ConfigError, match=r": (train|test)/cats: 1 removed; (train|test)/dogs: 1 added\. Bring"):
+        run(configured(photos, f"dataset.labels={other}", steps=12), directory=directory)
+    lines = moved.read_text(encoding="utf-8").splitlines()[1:]
+    splits = ("train", "val", "test")
+    other.write_text(
+        "path,label,split\n" + "".join(f"{line},{splits[number % 3]}\n" for number, line in enumerate(lines)),
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match=r": test/cats: .* removed; .*train/dogs: "):
+        run(configured(photos, f"dataset.labels={other}", steps=12), directory=directory)
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_a_table_goes_on_to_the_bit(photos: Path, shell: Any) -> None:
+    table_of(photos)
+    words = ["dataset=imagefolder", "dataset.root=photos", "dataset.labels=photos/labels.csv", "dataset.image_size=8"]
+    words += ["dataset.augment.crop_padding=0", "model.depth=8", "model.width=0.25", "batch_size=16", "device=cpu"]
+    words += ["kernels=plain", "epochs=null", "steps=300", "checkpoint.every=20steps"]
+    code, out, err = shell.call(*words, "hydra.run.dir=straight")
+    assert code == 0, err
+    assert "splits     labels.csv has no splits: by a hash of each path 0.2 of the images are test images" in out
+    started = shell.start(*words, "hydra.run.dir=killed")
+    shell.wait_for("killed/checkpoints/step-00000040.pt", started)
+    started.kill()
+    started.communicate()
+    assert not (shell.folder / "killed/summary.json").exists()
+    table_of(photos, **{"cats/1": "dogs"})
+    code, _, err = shell.call("resume=killed")
+    assert code == 2 and re.search(r"cats: 1 removed; \w+/dogs: 1 added\. Bring .* dataset\.labels=FILE, or start", err)
+    assert err.count("\n") == 1, err
+    table_of(photos)
+    (shell.folder / "elsewhere").mkdir()
+    code, out, err = shell.call(f"resume={shell.folder / 'killed'}", cwd=shell.folder / "elsewhere")
+    assert code == 0 and "resuming from" in out, err
+    one, other = (
+        read_checkpoint(shell.folder / name / "checkpoints/last.pt")["state"] for name in ("straight", "killed")
+    )
+    assert one["step"] == other["step"] == 300
+    assert all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
+
+
+SMALL = ("dataset=imagefolder", "dataset.image_size=8", "dataset.augment.crop_padding=0", "model.depth=8")
+SMALL += ("model.width=0.25", "batch_size=16", "device=cpu", "epochs=null", "steps=6")
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_tables(photos: Path, shell: Any) -> None:
+    """Of which one knows a third class; they are two experiments to the report."""
+    three = table_of(photos, **{f"cats/{number}": "kittens" for number in range(12)}).rename(photos / "three.csv")
+    two = table_of(photos)
+    code, _, err = shell.call("-m", *SMALL, f"dataset.root={photos}", f"dataset.labels={two},{three}", "sweep=tables")
+    assert code == 0, err
+    found = {
+        read_config(path.parent)["dataset"]["labels"]: path.parent for path in shell.folder.glob("**/summary.json")
+    }
+    assert found.keys() == {str(two), str(three)}
+    known = {table: read_checkpoint(path / "checkpoints/last.pt")["classes"] for table, path in found.items()}
+    assert known == {str(two): ["cats", "dogs"], str(three): ["cats", "dogs", "kittens"]}
+    code, out, err = shell.call(*map(str, found.values()), "--json", program="resnet-report")
+    assert code == 0, err
+    assert {group["n"] for group in json.loads(out)["groups"]} == {1}
+
+
+@pytest.mark.slow
+def test_the_labels_of_a_table_go_through_the_other_commands(photos: Path, shell: Any) -> None:
+    table = table_of(photos, **{f"cats/{number}": "young, cats" for number in range(12)})
+    table.write_text(table.read_text(encoding="utf-8").replace("young, cats", '"young, cats"'), encoding="utf-8")
+    directory, image = shell.folder / "run", photos / "train/cats/3.png"
+    run(configured(photos, f"dataset.labels={table}"), directory=directory)
+    code, out, err = shell.call("run", "--json", program="resnet-eval")
+    assert code == 0 and '"young, cats"' in out, err
+    code, _, err = shell.call("run", "--format", "safetensors", program="resnet-export")
+    assert code == 0, err
+    (exported,) = directory.glob("**/*.safetensors")
+    for trained in ("run", str(exported)):
+        code, out, err = shell.call(trained, str(image), "--csv", "-", "--all", program="resnet-predict")
+        assert code == 0 and "young, cats" in out, err
+    moved = table.rename(shell.folder / "moved.csv")
+    code, _, err = shell.call("run", program="resnet-eval")
+    assert code == 2 and f"dataset.labels: expected {table}, got No such file or directory; add dataset.labels=" in err
+    assert err.count("\n") == 1, err
+    code, _, err = shell.call("run", f"dataset.labels={moved}", program="resnet-eval")
+    assert code == 0, err
+
+
 def test_a_run_without_the_keys_of_today_is_resumed(photos: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run(configured(photos), directory=directory)
     for path in (directory / "checkpoints").glob("*.pt"):
         content = read_checkpoint(path)
-        for key in ("val_fraction", "test_fraction"):
+        for key in ("labels", "val_fraction", "test_fraction"):
             del content["config"]["dataset"][key]
         write_checkpoint(path, content)
     assert run(configured(photos, steps=9), directory=directory).steps == 9

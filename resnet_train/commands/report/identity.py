@@ -24,7 +24,7 @@ def identity(flat: dict[str, Any], requested: Collection[str] = ()) -> dict[str,
     if flat.get("dataset.val_size"):
         free -= {"eval_every"}  # the best checkpoint is chosen at evaluations
     if flat.get("dataset.name") == "imagefolder":
-        free -= {"dataset.root"}
+        free -= {"dataset.root", "dataset.labels"}
     return {key: text_of(value) for key, value in flat.items() if key not in free and value is not None}
 
 
