@@ -2,7 +2,8 @@
 
 As on a GPU, a recording changes no tensor that was there before and draws no random number; Python takes no part in a
 replay, so that numbers stay what they were; memory is that of the recording; to read a value on the host is an error;
-and what no operation of the recording has written may hold anything, so all that it made is NaN before each replay.
+and what no operation of the recording has written may hold anything, so all that it made is poisoned before each
+replay.
 
 It cannot show what streams, the allocator and cuDNN do.
 """
@@ -79,13 +80,19 @@ class EmulatedRecorder:
         self.replays += 1
         with torch._C._AutoDispatchBelowAutograd():
             for tensor in (tensor for operation in self.operations for tensor in operation.made):
-                if tensor.is_floating_point():
-                    tensor.fill_(torch.nan)
+                tensor.fill_(anything(tensor.dtype, self.replays))
             for number, operation in enumerate(self.operations):
                 if self._replayed is None:
                     operation.replay()
                 else:
                     self._replayed(number, operation)
+
+
+def anything(dtype: torch.dtype, replays: int) -> float | int | bool:
+    """What memory holds that nobody has written: nothing that a step could do with, nor the same twice."""
+    if dtype == torch.bool:
+        return replays % 2 == 1
+    return torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max - replays
 
 
 class _Recording(TorchDispatchMode):
