@@ -42,7 +42,7 @@ TINY = (
 
 
 # Modules with tests of half a minute and more.
-LONGEST = ("test_windows.py", "test_cuda.py", "test_export.py", "test_cuda_graph.py", "test_verify.py")
+LONGEST = ("test_loop.py", "test_windows.py", "test_cuda_graph.py", "test_export.py", "test_cuda.py", "test_verify.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

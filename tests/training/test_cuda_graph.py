@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from resnet_train.config.run import Config
 from resnet_train.errors import RunError
@@ -73,7 +74,7 @@ def compare(small_state: Make, small_batch: Make, assert_same: AssertSame) -> Ca
             yield (
                 make_step(state, step, small_batch(number, distributions=distributions), number),
                 vars(state.optimizer).keys(),
-                copy.deepcopy(state.state_dict()),
+                tree_map_only(Tensor, Tensor.clone, state.state_dict()),  # a deep copy takes five times as long
             )
             if number == 4:
                 evaluate(state.eval_model, [small_batch(number)], precision=options.precision)
