@@ -67,9 +67,8 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 def trace(model: nn.Module, image_size: int) -> list[Layer]:
     """Every convolution, norm, pooling and fully connected layer that an image passes through, in this order.
 
-    Nothing is computed: ``(0, channels, image_size, image_size)``, a batch of no images, passes through ``model`` with
-    parameters that have no memory. The model itself is left as it was. On the meta device the same would take seconds:
-    PyTorch imports torch.compile for it. No fused kernel takes float64, or one for a device what is on the CPU.
+    Nothing is computed: no images, ``(0, channels, image_size, image_size)``, pass through, in float64, which no fused
+    kernel takes. For the meta device PyTorch would import torch.compile. The model itself is left as it was.
 
     Receptive fields are those of the longest path: a shortcut, which pads or has a 1x1 convolution, starts with the
     field in front of its block and never has the larger one at the end.
