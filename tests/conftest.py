@@ -48,7 +48,8 @@ LONGEST = ("test_loop.py", "test_windows.py", "test_cuda_graph.py", "test_export
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules with long tests first: at the end, when cores run out of tests, only short ones are left to wait for."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(order)), item.path not in slow))
 
 
 @pytest.fixture(scope="session")
