@@ -41,6 +41,17 @@ TINY = (
 )
 
 
+# Modules with tests of half a minute and more.
+LONGEST = ("test_loop.py", "test_windows.py", "test_cuda_graph.py", "test_export.py", "test_cuda.py", "test_verify.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with long tests first: at the end, when cores run out of tests, only short ones are left to wait for."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(order)), item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the checkout."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -101,16 +99,3 @@ def test_set_deterministic(enabled: bool) -> None:
     assert torch.are_deterministic_algorithms_enabled() is enabled
     assert torch.backends.cudnn.deterministic is enabled
     assert torch.backends.cudnn.benchmark is not enabled
-
-
-@pytest.mark.slow
-def test_the_usual_choice_imports_nothing() -> None:
-    """PyTorch's own function imports torch.compile, for seconds at the start of every run."""
-    script = (
-        "import sys, torch\n"
-        "from resnet_train.seeding import set_deterministic\n"
-        "set_deterministic(False)\n"
-        "print('torch._dynamo' in sys.modules, torch.are_deterministic_algorithms_enabled())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "False False\n"

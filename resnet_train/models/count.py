@@ -5,6 +5,7 @@ The one counter: the header of a run, `resnet-bench` and ``summary=true`` all as
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,8 +67,8 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 def trace(model: nn.Module, image_size: int) -> list[Layer]:
     """Every convolution, norm, pooling and fully connected layer that an image passes through, in this order.
 
-    Nothing is computed: a ``(1, channels, image_size, image_size)`` image without data (the meta device) passes through
-    ``model`` with parameters that have no data either. The model itself is left as it was.
+    Nothing is computed: no images, ``(0, channels, image_size, image_size)``, pass through, in float64, which no fused
+    kernel takes. For the meta device PyTorch would import torch.compile. The model itself is left as it was.
 
     Receptive fields are those of the longest path: a shortcut, which pads or has a 1x1 convolution, starts with the
     field in front of its block and never has the larger one at the end.
@@ -89,9 +90,9 @@ def trace(model: nn.Module, image_size: int) -> list[Layer]:
         found.append(
             Layer(
                 multiply_adds=multiply_adds_of(module, output),
-                values_in=inputs[0].numel(),
-                values_out=output.numel(),
-                pixels_out=output[0, 0].numel() if isinstance(module, nn.Conv2d) else 0,
+                values_in=math.prod(inputs[0].shape[1:]),
+                values_out=math.prod(output.shape[1:]),
+                pixels_out=math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else 0,
                 name=name,
                 parameters=parameters,
                 shape=tuple(output.shape[1:]),
@@ -111,13 +112,13 @@ def trace(model: nn.Module, image_size: int) -> list[Layer]:
     ]
     try:
         shadow = {
-            name: torch.empty_like(tensor, device="meta")
+            name: torch.zeros((), dtype=torch.float64, device="cpu").expand(tensor.shape)
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         model.eval()
         with torch.no_grad():
-            image = torch.empty(1, channels_of(model), image_size, image_size, device="meta")
-            torch.func.functional_call(model, shadow, image)
+            images = torch.empty(0, channels_of(model), image_size, image_size, dtype=torch.float64, device="cpu")
+            torch.func.functional_call(model, shadow, images)
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -134,7 +135,7 @@ def multiply_adds_of(module: nn.Module, output: Tensor) -> int:
     """Those of one image: each position of the output takes every weight once."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return 0
-    return output[0, 0].numel() * module.weight.numel()  # weights (out, in / groups, kh, kw) or (out, in)
+    return math.prod(output.shape[2:]) * module.weight.numel()  # weights (out, in / groups, kh, kw) or (out, in)
 
 
 def window(module: nn.Module, image: Tensor) -> tuple[int, int]:

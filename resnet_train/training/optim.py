@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import nn
 
 from resnet_train.config.optim import AdamWConfig, OptimConfig, SGDConfig
+
+
+class _NotCompiled(torch.optim.Optimizer):
+    """An optimizer's methods without what PyTorch wraps them in for torch.compile, which nothing here applies to them.
+
+    The first call of such a wrapper imports the compiler: a second and a half of every start.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class SGD(_NotCompiled, torch.optim.SGD):
+    """See `torch.optim.SGD`."""
+
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_NotCompiled, torch.optim.AdamW):
+    """See `torch.optim.AdamW`."""
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -41,7 +66,7 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD as one fused kernel per device; the learning rate is set before each step."""
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
 
 
 def adamw(
@@ -56,7 +81,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW as one fused kernel per device; the learning rate is set before each step."""
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
-    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_can_fuse(model))
+    return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_can_fuse(model))
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:

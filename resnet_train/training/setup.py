@@ -8,10 +8,8 @@ random generators.
 from __future__ import annotations
 
 import copy
-import threading
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -175,14 +173,8 @@ def build_facts(config: Config, plan: Plan, dataset: Dataset, model: nn.Module) 
 
 def read_dataset(config: Config) -> Dataset:
     """The data set in host memory; raises `ConfigError` where files are missing or corrupt, or too few."""
-    # The first optimizer of a process imports all of torch.compile, for seconds: meanwhile files can be read.
-    importing = threading.Thread(target=import_module, args=("torch._dynamo",))
-    importing.start()
-    try:
-        with out_of_memory_while_reading():
-            return load_dataset(config.dataset, seed=config.seed)
-    finally:
-        importing.join()
+    with out_of_memory_while_reading():
+        return load_dataset(config.dataset, seed=config.seed)
 
 
 def build_state(config: Config, plan: Plan, *, num_classes: int) -> TrainState:

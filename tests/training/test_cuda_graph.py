@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from resnet_train.config.run import Config
 from resnet_train.errors import RunError
@@ -97,7 +98,7 @@ def compare(small_state: Make, small_batch: Make, assert_same: AssertSame) -> Ca
             yield (
                 make_step(state, step, batch_of(number, distributions, right), number),
                 vars(state.optimizer).keys(),
-                copy.deepcopy(state.state_dict()),
+                tree_map_only(Tensor, Tensor.clone, state.state_dict()),  # a deep copy takes five times as long
             )
             if number == 4:
                 evaluate(state.eval_model, [small_batch(number)], precision=options.precision)
@@ -204,7 +205,7 @@ def test_results_outlive_the_next_replay(small_state: Make, small_batch: Make) -
 FAULTY = [
     (OPTIONS[0], {}),
     (OPTIONS[2], {"loss_scale": 2.0**10, "dropout": 0.3, "optimizer": "adamw"}),
-    pytest.param(EVERYTHING, {"distributions": True}, marks=pytest.mark.slow),  # some 600 operations
+    pytest.param(replace(EVERYTHING, accumulate=2), {"distributions": True}, marks=pytest.mark.slow),
 ]
 
 
@@ -262,6 +263,13 @@ def keeps_its_rate(_number: int, operation: Operation) -> None:
         operation.replay()
 
 
+def counts_none(_number: int, operation: Operation) -> None:
+    """Of the images whose label was found."""
+    operation.replay()
+    if "aten.eq" in str(operation.call):
+        operation.result.zero_()
+
+
 def moves_too_far(name: str, argument: int) -> Callable[[int, Operation], None]:
     """By a tenth, in what an operation writes to."""
 
@@ -280,6 +288,7 @@ def moves_too_far(name: str, argument: int) -> Callable[[int, Operation], None]:
 
 FAULTS = {
     "does nothing": (does_nothing, "loss of a replay is nan"),
+    "counts none": (counts_none, "the accuracy of a replay is 0, expected 0.5"),
     "keeps its rate": (keeps_its_rate, "in the parameters"),
     "parameters": (moves_too_far("_fused_", 0), "in the parameters"),
     "statistics": (moves_too_far("native_batch_norm.", 3), "in the running_mean"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, replace
 from fractions import Fraction
@@ -16,6 +17,7 @@ from resnet_train.errors import ConfigError
 from resnet_train.training.launches import FewLaunches
 from resnet_train.training.setup import build, build_forward
 from resnet_train.training.timetable import Due, Timetable
+from tests.conftest import TINY, Shell
 
 Tiny = Callable[..., Config]
 
@@ -149,3 +151,14 @@ def test_what_is_due_after_a_step(step: int, signum: int | None, expected: Due) 
     due = TIMETABLE.due(step, signum)
     assert due == expected
     assert due.anything == (step != 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_imports_no_compiler(optimizer: str, shell: Shell) -> None:
+    """PyTorch has many functions that import torch.compile at their first call, for seconds at every start."""
+    program = (sys.executable, "-X", "importtime", "-m", "resnet_train")
+    code, _, err = shell.call(*TINY, "epochs=1", f"optim={optimizer}", program=program)
+    assert code == 0, err
+    assert " torch.optim\n" in err
+    assert " torch._dynamo" not in err
