@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnet_train.errors import RunError
 from resnet_train.runs.console import printable
 from resnet_train.training.recorder import Recorder, Replay
 from resnet_train.training.state import TrainState
 from resnet_train.training.state_copy import StateCopy, disagreement
-from resnet_train.training.step import Forward, StepOptions, StepOutput, autocast, train_step
+from resnet_train.training.step import Forward, StepOptions, StepOutput, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -151,11 +150,7 @@ class GraphedStep:
         """Make a step, and find out whether a recording makes the same."""
         before, random = StateCopy.of(self._state), _random_state(images.device)
         # Nothing of the first batch may have been recorded as a constant; the step that stands comes last.
-        others = images.flip(0, 3)
-        found = self._recorder.run(lambda: self._labels_half_found(others))
-        if labels.ndim == 2:
-            found = F.one_hot(found, labels.shape[1]).to(labels.dtype)
-        cases = ((others, found, lr / 2 or 1e-3), (images, labels, lr))
+        cases = ((images.flip(0, 3), labels.flip(0).roll(1, 0), lr / 2 or 1e-3), (images, labels, lr))
         made: list[tuple[Tensor, StateCopy]] = []
         for case in cases:
             before.restore(self._state)
@@ -181,21 +176,6 @@ class GraphedStep:
         random_after()
         self._settle(why_not)
         return output
-
-    def _labels_half_found(self, images: Tensor) -> Tensor:
-        """Labels ``(B,)`` with which a step is right for half of each micro-batch.
-
-        With those of a data set of a thousand classes a step is right for no image at first; then nothing is seen of a
-        replay that counts none. The state is changed as by a forward pass.
-        """
-        labels = []
-        for part in images.chunk(self._options.accumulate):
-            with autocast(part.device, self._options.precision):
-                logits = (self._state.model if self._forward is None else self._forward)(part).detach()
-            first, second = logits.topk(2).values.unbind(1)
-            right = (first - second).topk((len(part) + 1) // 2).indices  # the surest, whatever is rounded otherwise
-            labels.append(logits.argmin(1).index_copy(0, right, logits.argmax(1)[right]))
-        return torch.cat(labels)
 
     def _differs(self, results: Tensor, after: StateCopy, expected: tuple[Tensor, StateCopy], before: StateCopy) -> str:
         """What of a replay is not as expected, as a reason; empty where it agrees."""
