@@ -69,7 +69,7 @@ def _how(group: Group) -> str:
     days = [found[0] for run in group.runs if (found := DAY.findall(str(run.directory)))]
     parts = [
         f"`{shell_quote('resnet-train', *words)}`",
-        f"seeds {', '.join(str(run.seed) for run in group.runs)}",
+        ("seed " if len(group.runs) == 1 else "seeds ") + ", ".join(str(run.seed) for run in group.runs),
         _all(one.hardware for one in summaries),
         _all(f"{one.precision} by {one.kernels} kernels" for one in summaries),
         *_all_versions([one.versions for one in summaries]),
