@@ -90,7 +90,11 @@ MESSAGES: list[tuple[str, str]] = [
     ("batch_size=50001", "batch_size: expected at most the 50000 training images, got 50001; try batch_size=50000"),
     (
         "dataset=synthetic dataset.val_size=4900",
-        "batch_size: expected at most the 100 training images, got 128; try batch_size=100",
+        "batch_size: expected at most the 100 training images (dataset.val_size=4900), got 128; try batch_size=100",
+    ),
+    (
+        "dataset.train_size=1",
+        "batch_size: expected at most the 1 training images (dataset.train_size=1), got 128; try batch_size=1",
     ),
     (
         "epochs=10 schedule.warmup=11",
@@ -172,6 +176,7 @@ def test_images_are_counted_when_they_are_seen(
     with pytest.raises(ConfigError, match=r"^dataset\.val_size: expected fewer than the 20 training images, got 20$"):
         num_train_images(config.dataset, 20)
     with pytest.raises(
-        ConfigError, match=r"^batch_size: expected at most the 100 training images, got 128; try .*=100$"
+        ConfigError,
+        match=r"^batch_size: expected at most the 100 training images \(dataset\.val_size=20\), got 128; try .*=100$",
     ):
         check_lengths(config, 100)
