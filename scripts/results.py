@@ -15,18 +15,31 @@ from pathlib import Path
 import yaml
 
 from resnet_train.cli.overrides import key_of
+from resnet_train.cli.program import end_with
 from resnet_train.commands.report.files import as_markdown
 from resnet_train.commands.report.main import read
+from resnet_train.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "docs" / "results" / "README.md"
 PLACES = ("dataset.root", "hydra.run.dir")
+FILES = ("summary.json", "invocation.json", "config.yaml", "metrics.csv")
+
+
+def check(run: Path, folder: Path) -> None:
+    """Raise `ConfigError` before anything is copied."""
+    if not folder.is_relative_to(ROOT / "docs" / "results" / "runs"):
+        raise ConfigError(f"expected a folder below docs/results/runs first, got {folder}; then the runs")
+    if missing := [name for name in FILES if not (run / name).is_file()]:
+        raise ConfigError(f"{run}: expected the directory of a finished run, got none of {', '.join(missing)}")
+    if (status := json.loads((run / "summary.json").read_text())["status"]) != "finished":
+        raise ConfigError(f"{run}: expected a finished run, got one that is {status}; resume it")
+    if (folder / run.name).exists():
+        raise ConfigError(f"{folder / run.name}: expected a new run, got one that is kept already; remove that first")
 
 
 def keep(run: Path, folder: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    if summary["status"] != "finished":
-        sys.exit(f"expected finished runs, got {run}, which is {summary['status']}")
     kept = folder / run.name
     kept.mkdir(parents=True)
     summary["directory"] = kept.relative_to(ROOT).as_posix()
@@ -51,8 +64,16 @@ def written(text: str) -> str:
     return re.sub(r"(<!-- resnet-report (\S+) -->\n).*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
+def main() -> int:
     if len(sys.argv) > 1:
-        for name in sys.argv[2:]:
-            keep(Path(name), Path(sys.argv[1]).resolve())
+        folder, runs = Path(sys.argv[1]).resolve(), [Path(name) for name in sys.argv[2:]]
+        for run in runs:
+            check(run, folder)
+        for run in runs:
+            keep(run, folder)
     TABLES.write_text(written(TABLES.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    end_with("results", main)

@@ -18,19 +18,12 @@ from tests.conftest import TINY, Shell
 ROOT = Path(__file__).parents[1]
 LACKING = os.pathsep.join([str(ROOT / "tests" / "windows"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 PROGRAM = (sys.executable, "-m", "resnet_train")
-# Tests of what asks the system: of processes, signals, locks, files that are replaced, and of all that a run does with
-# them. Pixels, networks, tables and pages name nothing that is taken away.
-ROOMS = (
-    *("tests/cli", "tests/runs", "tests/training/test_loop.py", "tests/commands/bench"),
-    *(f"tests/data/test_{name}.py" for name in ("available", "download", "files", "image_archive", "image_cache")),
-    *(f"tests/commands/report/test_{name}.py" for name in ("files", "progress", "sweeps")),
-)
 # Tests that need what is not there themselves: signals, limits of a process, terminals; and what no system changes and
-# takes long: weights and event files, networks of other projects.
+# takes long: pages in a browser, networks of other projects.
 POSIX_MODULES = (
     *("tests/cli/test_launchers.py", "tests/cli/test_main.py", "tests/runs/test_checkpoint.py"),
     *("tests/runs/test_interrupt.py", "tests/runs/test_lock.py", "tests/training/test_session.py"),
-    *(f"tests/runs/test_{name}.py" for name in ("other_projects", "pictures", "tensorboard", "weights")),
+    *("tests/commands/report/test_page.py", "tests/runs/test_other_projects.py", "tests/runs/test_tensorboard.py"),
 )
 POSIX_TESTS = (
     "tests/runs/test_environment.py::test_the_machine",  # the peak of the memory is not known without resource
@@ -106,10 +99,11 @@ def test_a_killed_run_is_resumed_and_a_running_one_left_alone(shell: Shell) -> N
 
 
 @pytest.mark.slow
-def test_the_fast_tests_of_what_asks_the_system() -> None:
+def test_the_fast_tests_of_runs_data_and_the_command_line() -> None:
+    rooms = ("tests/cli", "tests/commands", "tests/data", "tests/runs", "tests/training/test_loop.py")
     left_out = [f"--ignore={path}" for path in POSIX_MODULES] + [f"--deselect={test}" for test in POSIX_TESTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *ROOMS, *left_out],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *rooms, *left_out],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": LACKING},
         capture_output=True,

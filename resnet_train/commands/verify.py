@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.cli.compose import offline_config
-from resnet_train.cli.overrides import quoted
+from resnet_train.cli.overrides import key_of, quoted
 from resnet_train.cli.program import Parser, end_with
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError, RunError
@@ -82,7 +82,7 @@ def on_device(config: Config) -> str:
 
 def reproducible(overrides: Sequence[str], *, device: str) -> list[str]:
     """The overrides, on CUDA with ``deterministic=true`` unless they settle it: the default adds in any order there."""
-    if device != "cuda" or any(word.lstrip("+").startswith("deterministic=") for word in overrides):
+    if device != "cuda" or "deterministic" in map(key_of, overrides):
         return list(overrides)
     print("deterministic=true: on a GPU undisturbed runs differ from each other without it", flush=True)
     return [*overrides, "deterministic=true"]

@@ -218,7 +218,7 @@ def _check_machine(config: Config) -> None:
 def check_lengths(config: Config, num_train: int) -> None:
     """Raise `ConfigError` where batch, schedule and length of the run do not fit ``num_train`` images."""
     if config.batch_size > num_train:
-        sizes = {key: getattr(config.dataset, key, None) for key in ("train_size", "val_size")}
+        sizes = {"train_size": config.dataset.train_size, "val_size": config.dataset.val_size}
         why = ", ".join(f"dataset.{key}={size}" for key, size in sizes.items() if size)
         raise ConfigError(
             f"batch_size: expected at most the {num_train} training images{f' ({why})' if why else ''}, got "

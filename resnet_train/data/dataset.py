@@ -74,7 +74,6 @@ class Dataset:
     identity: DataIdentity
     left_out: str = ""  # files beside the images, in words
     taken: str = ""  # which images serve as what, in words
-    lacking: str = ""  # classes that are not measured, in words
 
     @property
     def image_size(self) -> int:
@@ -90,7 +89,7 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
     """
     val: Split | None = None
     names: tuple[str, ...] = ()
-    left_out = taken = lacking = ""
+    left_out = taken = ""
     if isinstance(config, SyntheticConfig):
         train, test = synthetic(config, config.num_train, "train"), synthetic(config, config.num_test, "test")
         classes = tuple(f"pattern {label}" for label in range(config.num_classes))
@@ -104,15 +103,15 @@ def load_dataset(config: DatasetConfig, *, seed: int) -> Dataset:
         )
         val = None if files.val is None else split_from(files.val, config.channels, files.val_paths)
         classes, identity, names = files.classes, files.identity, files.names
-        left_out, taken, lacking = files.left_out, files.taken, files.lacking
+        left_out, taken = files.left_out, files.taken
     num_train = num_train_images(config, len(train))
     if num_train == len(train):
-        return Dataset(train, val, test, classes, identity, left_out, taken, lacking)
+        return Dataset(train, val, test, classes, identity, left_out, taken)
     order = draw_order(len(train), names, seed=seed)
     held_out, used = order[: config.val_size], order[config.val_size : config.val_size + num_train]
     if config.val_size:
         val = train.take(held_out.sort().values)
-    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out, taken, lacking)
+    return Dataset(train.take(used.sort().values), val, test, classes, identity, left_out, taken)
 
 
 def split_from(images: Images, channels: int, paths: tuple[str, ...] = ()) -> Split:

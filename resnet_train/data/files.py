@@ -54,7 +54,6 @@ class Files:
     val: Images | None = None  # where the data set has validation images of its own
     val_paths: tuple[str, ...] = ()
     taken: str = ""  # which images serve as what, in words, where the files do not say it by themselves
-    lacking: str = ""  # classes that are not measured, in words
 
 
 def folder_of(root: str | None) -> Path:

@@ -23,35 +23,28 @@ def names_within(files: ImageFiles, *, in_folders: bool) -> list[str]:
 
 def split_by_hash(
     dataset: ImageFolderConfig, files: ImageFiles, classes: tuple[str, ...], *, in_folders: bool
-) -> tuple[dict[str, ImageFiles], str]:
-    """``files`` of all splits, split by a hash of their names; and, in words, which classes have no image in a split.
+) -> dict[str, ImageFiles]:
+    """``files`` of all splits, split by a hash of their names.
 
     An image that is added moves no other, one that is moved to another class stays in its split, and copies of one file
-    in two classes do not lie on both sides. Raises `ConfigError` where a class has nothing to train on, or a split is
-    empty, with fractions that serve if there are some.
+    in two classes do not lie on both sides. Raises `ConfigError` where a class has no image in a split, with the
+    fractions that serve if there are some.
     """
     val, test = dataset.val_fraction, dataset.test_fraction
     names = names_within(files, in_folders=in_folders)
     listed = parted(files, [split_of(name, val_fraction=val, test_fraction=test) for name in names])
     listed = {split: listed[split] for split in ("train", "val", "test") if split != "val" or val}
-    missing = {split: without_images(one, files, classes) for split, one in listed.items()}
-    if not any(missing.values()):
-        return listed, ""
-    places: list[list[float]] = [[] for _ in classes]
-    for name, label in zip(names, files.labels.tolist(), strict=True):
-        places[label].append(place_of(name))
-    better = better_fractions(places, val_fraction=val, test_fraction=test)
-    for split, lacking in missing.items():
-        if lacking and (split == "train" or not listed[split].names):
-            better = better or better_fractions(places, val_fraction=val, test_fraction=test, of_each=False)
-            fix = f"try {overrides(better)}" if better else BY_HAND
+    for split, one in listed.items():
+        if missing := without_images(one, files, classes):
+            places: list[list[float]] = [[] for _ in classes]
+            for name, label in zip(names, files.labels.tolist(), strict=True):
+                places[label].append(place_of(name))
+            better = better_fractions(places, val_fraction=val, test_fraction=test)
             raise ConfigError(
                 f"{files.folder}: expected {split} images of each class, by a hash of their names, got none of "
-                f"{some(lacking)}; {fix}"
+                f"{some(missing)}; {f'try {overrides(better)}' if better else BY_HAND}"
             )
-    texts = [f"no {split} images of {some(labels)}" for split, labels in missing.items() if labels]
-    fix = f"{overrides(better)} has some of each class" if better else BY_HAND
-    return listed, f"not measured: {', '.join(texts)}; {fix}"
+    return listed
 
 
 def overrides(fractions: tuple[float, float]) -> str:

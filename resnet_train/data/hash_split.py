@@ -31,22 +31,20 @@ def place_of(name: str) -> float:
 
 
 def better_fractions(
-    places: Sequence[Sequence[float]], *, val_fraction: float, test_fraction: float, of_each: bool = True
+    places: Sequence[Sequence[float]], *, val_fraction: float, test_fraction: float
 ) -> tuple[float, float] | None:
     """``val_fraction`` and ``test_fraction`` by which every class has an image in every split; None where none do so.
 
     ``places``: those of the images of each class. In hundredths, and of those that serve the nearest to what was asked
-    for; no validation split where none was asked for. Without ``of_each``, one image of some class suffices in the
-    splits that are not trained on.
+    for; no validation split where none was asked for.
     """
     below = np.array([np.searchsorted(np.sort(np.array(one)), HUNDREDTHS) for one in places])  # (classes, 101)
-    suffices = np.all if of_each else np.any
     found: list[tuple[float, float, float]] = []
     for test in range(1, 100):
         ends = np.arange(test + 1, 100) if val_fraction else np.array([test])
-        serve = suffices(below[:, [test]] > 0, axis=0) & (below[:, ends] < below[:, [100]]).all(axis=0)
+        serve = (below[:, [test]] > 0).all(axis=0) & (below[:, ends] < below[:, [100]]).all(axis=0)
         if val_fraction:
-            serve &= suffices(below[:, ends] > below[:, [test]], axis=0)
+            serve &= (below[:, ends] > below[:, [test]]).all(axis=0)
         for end in ends[serve].tolist():
             val, far = (end - test) / 100, abs(test / 100 - test_fraction)
             found.append((far + (abs(val - val_fraction) if val_fraction else 0), val, test / 100))

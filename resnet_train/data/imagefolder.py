@@ -49,9 +49,9 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         classes = classes_of(source)
         left_out: Counter[str] = Counter()
         if isinstance(source, LabelTable):
-            listed, lacking = list_by_table(dataset, source, root, left_out)
+            listed = list_by_table(dataset, source, root, left_out)
         else:
-            listed, lacking = list_by_folders(dataset, source, classes, left_out)
+            listed = list_by_folders(dataset, source, classes, left_out)
         # Refused before the images are decoded:
         num_train_images(dataset, len(listed["train"].names))
         check_room(data_need(dataset, sum(len(files.names) for files in listed.values())))
@@ -78,7 +78,6 @@ def load_imagefolder(dataset: ImageFolderConfig) -> Files:
         val=images.get("val"),
         val_paths=listed["val"].paths() if "val" in listed else (),
         taken=source.described(dataset),
-        lacking=lacking,
     )
 
 
@@ -94,7 +93,7 @@ def classes_of(source: Layout | LabelTable) -> tuple[str, ...]:
 
 def list_by_table(
     dataset: ImageFolderConfig, table: LabelTable, root: Path, left_out: Counter[str]
-) -> tuple[dict[str, ImageFiles], str]:
+) -> dict[str, ImageFiles]:
     """As `list_by_folders`; what lies beside the images of the table without a label is counted."""
     files, splits = labelled_images(table, root, left_out)
     labelled = {row.name for row in table.rows} | set(files.names)
@@ -103,17 +102,17 @@ def list_by_table(
         left_out["without a label"] += others
     if not table.has_splits:
         return split_by_hash(dataset, files, table.classes, in_folders=False)
-    return split_by_column(files, splits, table.classes, wanted=table.splits(), name=table.path.name), ""
+    return split_by_column(files, splits, table.classes, wanted=table.splits(), name=table.path.name)
 
 
 def list_by_folders(
     dataset: ImageFolderConfig, folders: Layout, classes: tuple[str, ...], left_out: Counter[str]
-) -> tuple[dict[str, ImageFiles], str]:
-    """The images of ``train``, of ``test`` and, where there are any, of ``val``; and which classes a hash left out."""
+) -> dict[str, ImageFiles]:
+    """The images of ``train``, of ``test`` and, where there are any, of ``val``."""
     if folders.test is None:
         return split_by_hash(dataset, list_images(folders.train, classes, left_out), classes, in_folders=True)
     given = {"train": folders.train, "val": folders.val, "test": folders.test}
-    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}, ""
+    return {split: list_images(folder, classes, left_out) for split, folder in given.items() if folder is not None}
 
 
 def identity_of(

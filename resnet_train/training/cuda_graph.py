@@ -76,7 +76,7 @@ class GraphedStep:
     # logits are 5 of these at most. The movement of a tensor: 2^-8 for each layer that its gradient has come through,
     # at random, so sqrt(110) x 0.4 % = 4 % in the deepest usual network. What has to be found is far off: a graph that
     # does nothing or a layer left out by 1, a learning rate that was recorded as a number by 1 as well, since that of
-    # the second step is half of the first. On an H200 twenty kinds of runs kept within them.
+    # the second step is half of the first. On an H200 no run went past them.
     LOSS, LOSS_IN_HALF = 1e-3, 2e-2  # of its value
     MOVEMENT = 5e-2
     ACCURACY = 5e-2, 2  # of the batch, and images: logits that are nearly equal may change places

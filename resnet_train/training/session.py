@@ -159,7 +159,7 @@ def show_beginning(run: Run, session: Session, config: Config) -> None:
 
 def cautions(run: Run, config: Config) -> list[Notice]:
     """What somebody who begins ``run`` may not have meant."""
-    texts = [run.lacking]
+    texts = []
     if config.freeze and not config.init_from:
         texts.append(
             "freeze keeps random weights, since nothing was loaded; name a run or a file of weights with init_from"

@@ -62,7 +62,6 @@ class Run:
     frozen: str  # modules that do not train, in words
     balance: str  # images and weights of the classes, in words, where they are not treated as they come
     taken: str  # which images serve as what, in words
-    lacking: str  # classes that are not measured, in words
     image_size: int
     facts: Facts
 
@@ -142,7 +141,6 @@ def build(config: Config) -> Run:
         frozen=frozen_in_words(state.model, config.freeze),
         balance=balance,
         taken=dataset.taken,
-        lacking=dataset.lacking,
         image_size=dataset.image_size,
         facts=build_facts(config, plan, dataset, state.model),
     )

@@ -34,7 +34,7 @@ def drawn(draws: random.Random, sizes: tuple[int, ...], *, in_folders: bool) -> 
 
 def split_names(config: ImageFolderConfig, images: dict[str, str], *, in_folders: bool) -> dict[str, str]:
     """The split of each path."""
-    found, _ = split_by_hash(config, listed(images), CLASSES, in_folders=in_folders)
+    found = split_by_hash(config, listed(images), CLASSES, in_folders=in_folders)
     assert all(images[path] == CLASSES[label] for one in found.values() for path, label in pairs(one))
     return {path: split for split, one in found.items() for path in one.names}
 
@@ -46,11 +46,10 @@ def pairs(files: ImageFiles) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("in_folders", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_images_that_come_and_go_move_no_other(imagefolder: Make, *, seed: int, in_folders: bool) -> None:
-    """Even where one is the first of its class in some split, or the last one that leaves it."""
     draws = random.Random(seed)
     fractions = (draws.choice([0.0, 0.1, 0.3]), draws.choice([0.1, 0.2, 0.5]))
     config = imagefolder(Path("root"), val_fraction=fractions[0], test_fraction=fractions[1])
-    images = drawn(draws, (40, 40, 40), in_folders=in_folders)
+    images = drawn(draws, (90, 150, 90), in_folders=in_folders)
     before = split_names(config, images, in_folders=in_folders)
     assert before.keys() == images.keys()
     assert set(before.values()) == ({"train", "val", "test"} if fractions[0] else {"train", "test"})
@@ -78,50 +77,52 @@ def test_an_image_that_changes_its_class_stays_in_its_split(imagefolder: Make) -
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.2])
 def test_every_small_data_set_is_split_or_told_what_serves(imagefolder: Make, val_fraction: float) -> None:
-    """Whatever is advised is followed, and nothing is missed then."""
-    outcomes = {"whole": 0, "said": 0, "refused": 0, "by hand": 0}
+    """Whatever is advised is followed, and every class lies in every split then."""
+    outcomes = {"whole": 0, "advised": 0, "by hand": 0}
     for seed in range(150):
         draws = random.Random(seed)
-        images = drawn(draws, (draws.randint(2, 12), draws.randint(1, 6), 20), in_folders=True)
-        config = imagefolder(Path("root"), val_fraction=val_fraction)
+        files = listed(drawn(draws, (draws.randint(2, 12), draws.randint(1, 6), 20), in_folders=True))
+        fractions, outcome = {"val_fraction": val_fraction}, "whole"
         try:
-            found, text = split_by_hash(config, listed(images), CLASSES, in_folders=True)
-            outcome = "said" if text else "whole"
-            assert set(found["train"].labels.tolist()) == {0, 1, 2} and all(len(one.names) for one in found.values())
+            found = split_by_hash(imagefolder(Path("root"), **fractions), files, CLASSES, in_folders=True)
         except ConfigError as error:
-            outcome, text = "refused", str(error)
-            assert re.match(
-                r"root: expected (train|val|test) images of each class, by a hash of their names, got none", text
+            said = re.match(
+                r"root: expected (?:train|val|test) images of each class, by a hash of their names, got none .*; (.*)",
+                str(error),
             )
-        advised = dict(re.findall(r"dataset\.(\w+_fraction)=([\d.]+)", text))
-        if advised:
-            changed = imagefolder(Path("root"), **{key: float(value) for key, value in advised.items()})
-            _, after = split_by_hash(changed, listed(images), CLASSES, in_folders=True)
-            assert outcome == "refused" or after == "", (text, after)
-        elif text:
-            assert "say the splits yourself, in folders train/ and test/ or in a table" in text
-            outcome = "by hand"
+            assert said, error
+            fractions = {key: float(value) for key, value in re.findall(r"dataset\.(\w+_fraction)=([\d.]+)", said[1])}
+            if not fractions:
+                assert "say the splits yourself, in folders train/ and test/ or in a table" in said[1]
+                outcomes["by hand"] += 1
+                continue
+            found, outcome = (
+                split_by_hash(imagefolder(Path("root"), **fractions), files, CLASSES, in_folders=True),
+                "advised",
+            )
+        assert all(set(one.labels.tolist()) == {0, 1, 2} for one in found.values())
         outcomes[outcome] += 1
     assert all(outcomes.values()), outcomes
 
 
-def test_what_is_said_of_classes_that_a_split_lacks(imagefolder: Make) -> None:
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ({}, r"^root: expected test .* 'cats' \(2 images\); try dataset\.test_fraction=0\.25$"),
+        (
+            {"val_fraction": 0.1, "test_fraction": 0.25},
+            r"expected val .* 'cats' \(2 images\); add images, or say the sp",
+        ),
+        ({"test_fraction": 0.8}, r"^root: expected train .* 'cats' \(2 images\); try dataset\.test_fraction=0\.79$"),
+    ],
+    ids=["test", "val", "train"],
+)
+def test_a_class_that_a_split_lacks(imagefolder: Make, fractions: dict[str, float], message: str) -> None:
     """``a`` has the place 0.79, ``b`` 0.24."""
     images = drawn(random.Random(0), (60, 60, 0), in_folders=True) | {"cats/a": "cats", "cats/b": "cats"}
-    said = [
-        split_by_hash(imagefolder(Path("root"), **fractions), listed(images), CLASSES, in_folders=True)[1]
-        for fractions in ({}, {"test_fraction": 0.25}, {"val_fraction": 0.1, "test_fraction": 0.25})
-    ]
-    assert said == [
-        "not measured: no test images of 'cats' (2 images); dataset.test_fraction=0.25 has some of each class",
-        "",
-        "not measured: no val images of 'cats' (2 images); add images, or say the splits yourself, in folders train/ "
-        "and test/ or in a table (dataset.labels)",
-    ]
-    with pytest.raises(
-        ConfigError, match=r"^root: expected train .* 'cats' \(2 images\); try dataset.test_fraction=0\.79$"
-    ):
-        split_by_hash(imagefolder(Path("root"), test_fraction=0.8), listed(images), CLASSES, in_folders=True)
+    assert split_by_hash(imagefolder(Path("root"), test_fraction=0.25), listed(images), CLASSES, in_folders=True)
+    with pytest.raises(ConfigError, match=message):
+        split_by_hash(imagefolder(Path("root"), **fractions), listed(images), CLASSES, in_folders=True)
 
 
 def test_names_are_those_within_a_class_or_of_the_table() -> None:

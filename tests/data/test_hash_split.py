@@ -61,13 +61,6 @@ def test_better_fractions_serve_and_are_the_nearest(asked: tuple[float, float]) 
     assert kinds["found"] and (asked[0] == 0 or kinds["none"]), "both answers were seen"
 
 
-def test_fractions_that_leave_each_class_something_to_train_on_where_no_better_ones_are() -> None:
-    places = [[0.1, 0.3], [0.5, 0.7]]
-    assert better_fractions(places, val_fraction=0, test_fraction=0.6) is None
-    assert better_fractions(places, val_fraction=0, test_fraction=0.6, of_each=False) == (0, 0.3)
-    assert better_fractions([[], [0.5]], val_fraction=0, test_fraction=0.2, of_each=False) is None
-
-
 RECORDED = ["val", "val", "test", "val"]
 
 

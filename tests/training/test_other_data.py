@@ -200,16 +200,13 @@ def table_of(photos: Path, **changed: str) -> Path:
     return table
 
 
-def test_a_class_that_is_not_measured_is_warned_of(
-    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_class_that_cannot_be_measured_is_refused(photos: Path, tmp_path: Path) -> None:
     table = table_of(photos, **{"cats/1": "lynx"})
-    run(configured(photos, f"dataset.labels={table}"), directory=tmp_path / "run")
-    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == [
-        "not measured: no test images of 'lynx' (1 image); add images, or say the splits yourself, in folders train/ "
-        "and test/ or in a table (dataset.labels)"
-    ]
+    with pytest.raises(
+        ConfigError, match=r"expected test images of each class, .* got none of 'lynx' \(1 image\); add images, or say"
+    ):
+        run(configured(photos, f"dataset.labels={table}"), directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists() or not [*(tmp_path / "run").glob("**/*.pt")]
 
 
 def test_a_table_may_lie_elsewhere_and_not_say_another_thing(photos: Path, tmp_path: Path) -> None:
