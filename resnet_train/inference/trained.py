@@ -73,7 +73,9 @@ def read_trained(path: Path, *, which: str = "result", overrides: Sequence[str] 
     try:
         content = read_checkpoint(file)
     except CorruptCheckpoint as error:
-        raise ConfigError(f"{file}: expected a checkpoint of resnet-train, got one that is corrupt: {error}") from error
+        raise ConfigError(
+            f"{file}: expected a checkpoint of resnet-train, got one that is corrupt: {error}; name another checkpoint"
+        ) from error
     saved = config_of(content) or (None if directory is None else saved_config(directory))
     if saved is None:
         raise ConfigError(f"{file}: expected a configuration in the checkpoint or beside it, got none; name the run")
@@ -98,7 +100,9 @@ def read_trained(path: Path, *, which: str = "result", overrides: Sequence[str] 
         if not named or not tensors or type(found.step) is not int or len(found.classes) < 2:
             raise TypeError("fields of other types")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{file}: expected a checkpoint of resnet-train, got another or a corrupt one") from error
+        raise ConfigError(
+            f"{file}: expected a checkpoint of resnet-train, got another or a corrupt one; name another checkpoint"
+        ) from error
     return found if path.is_dir() else replace(found, which=file.name)
 
 

@@ -159,8 +159,9 @@ def graded(grade: Grade) -> str:
 
 
 def _grade(group: Group, grade: Grade, width: int) -> str:
-    lines = [graded(grade), f"  expected by: {grade.expected.source}", "  not alike:"]
-    lines += [f"  - {one}" for one in grade.differences]
+    lines = [graded(grade), f"  expected by: {grade.expected.source}"]
+    if grade.differences:
+        lines += ["  not alike:", *(f"  - {one}" for one in grade.differences)]
     if group.columns:
         lines.insert(1, f"  row: {group.label}")
     return "\n".join(_wrapped(printable(line), width, indent="    ") for line in lines)
