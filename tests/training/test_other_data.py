@@ -258,6 +258,8 @@ def test_a_killed_run_on_a_table_goes_on_to_the_bit(photos: Path, shell: Any) ->
 
 SMALL = ("dataset=imagefolder", "dataset.image_size=8", "dataset.augment.crop_padding=0", "model.depth=8")
 SMALL += ("model.width=0.25", "batch_size=16", "device=cpu", "epochs=null", "steps=6")
+# By which each of three classes has a test image.
+SPLIT = ("dataset.test_fraction=0.4",)
 
 
 @pytest.mark.slow
@@ -265,7 +267,7 @@ def test_a_sweep_over_two_tables(photos: Path, shell: Any) -> None:
     """Of which one knows a third class; they are two experiments to the report."""
     three = table_of(photos, **{f"cats/{number}": "kittens" for number in range(12)}).rename(photos / "three.csv")
     two = table_of(photos)
-    code, _, err = shell.call("-m", *SMALL, f"dataset.root={photos}", f"dataset.labels={two},{three}", "sweep=tables")
+    code, _, err = shell.call("-m", *SMALL, f"dataset.root={photos}", f"dataset.labels={two},{three}", *SPLIT, "sweep=tables")
     assert code == 0, err
     found = {
         read_config(path.parent)["dataset"]["labels"]: path.parent for path in shell.folder.glob("**/summary.json")
@@ -283,7 +285,7 @@ def test_the_labels_of_a_table_go_through_the_other_commands(photos: Path, shell
     table = table_of(photos, **{f"cats/{number}": "young, cats" for number in range(12)})
     table.write_text(table.read_text(encoding="utf-8").replace("young, cats", '"young, cats"'), encoding="utf-8")
     directory, image = shell.folder / "run", photos / "train/cats/3.png"
-    run(configured(photos, f"dataset.labels={table}"), directory=directory)
+    run(configured(photos, f"dataset.labels={table}", *SPLIT), directory=directory)
     code, out, err = shell.call("run", "--json", program="resnet-eval")
     assert code == 0 and '"young, cats"' in out, err
     code, _, err = shell.call("run", "--format", "safetensors", program="resnet-export")
