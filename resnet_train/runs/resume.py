@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.config.older import with_former
+from resnet_train.config.older import NEWER, with_former
 from resnet_train.config.paths import with_absolute_paths
 from resnet_train.config.run import Config
 from resnet_train.errors import ConfigError
@@ -74,11 +74,6 @@ CHANGEABLE = frozenset(
         "steps",
     }
 )
-
-# Keys that saved configurations may lack, being newer, with the value that those runs had all the same.
-NEWER: dict[str, Any] = {"early_stop.min_delta": 0.0, "early_stop.patience": None, "freeze": [], "max_time": None}
-NEWER |= {"dataset.labels": None, "dataset.val_fraction": 0.0, "dataset.test_fraction": 0.2}
-NEWER |= {"class_weights": "none", "balanced_sampling": False}
 
 
 # ----------------------------------------------------------------------------------------------------- 1: the directory

@@ -267,7 +267,9 @@ def test_a_sweep_over_two_tables(photos: Path, shell: Any) -> None:
     """Of which one knows a third class; they are two experiments to the report."""
     three = table_of(photos, **{f"cats/{number}": "kittens" for number in range(12)}).rename(photos / "three.csv")
     two = table_of(photos)
-    code, _, err = shell.call("-m", *SMALL, f"dataset.root={photos}", f"dataset.labels={two},{three}", *SPLIT, "sweep=tables")
+    code, _, err = shell.call(
+        "-m", *SMALL, f"dataset.root={photos}", f"dataset.labels={two},{three}", *SPLIT, "sweep=tables"
+    )
     assert code == 0, err
     found = {
         read_config(path.parent)["dataset"]["labels"]: path.parent for path in shell.folder.glob("**/summary.json")

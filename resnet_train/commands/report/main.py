@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import shutil
@@ -13,8 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from resnet_train.cli.main import EXIT_FAILED, fail
-from resnet_train.cli.program import Parser
+from resnet_train.cli.program import Parser, end_with
+from resnet_train.cli.streams import NobodyReads, Results
 from resnet_train.commands.report.files import as_csv, as_json, as_markdown
 from resnet_train.commands.report.groups import gather
 from resnet_train.commands.report.metrics import METRICS
@@ -65,25 +64,23 @@ def main() -> None:
     """``resnet-report``, ``python -m resnet_train.commands.report.main``."""
     # Rows and locks of runs that are at work may be read half written: nothing to warn of.
     logging.getLogger("resnet_train").addHandler(logging.NullHandler())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding may lack characters of a path, or ±
+    stdout = sys.stdout  # itself: a report that cannot be written is an error
     arguments = parser().parse_intermixed_args()
+    end_with("resnet-report", lambda: run(arguments, Results(stdout or sys.stdout, "standard output")))
+
+
+def run(arguments: argparse.Namespace, out: Results) -> int:
+    """Print, write or watch; raises `ConfigError` and `RunError`."""
+    seconds = watch_seconds(arguments)
+    check(arguments, out)
     try:
-        seconds = watch_seconds(arguments)
-        check(arguments)
         if seconds is None:
-            write(read(arguments.paths or ["outputs"], arguments.sort), arguments)
+            out.write(write(read(arguments.paths or ["outputs"], arguments.sort), arguments))
         else:
-            watch(arguments, seconds)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # nobody reads on, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at exit
-        sys.exit(EXIT_FAILED)
-    except Exception as error:
-        sys.exit(fail("resnet-report", error))
+            watch(arguments, seconds, out)
+    except NobodyReads:  # | head -1
+        return 0
+    return 0
 
 
 def watch_seconds(arguments: argparse.Namespace) -> float | None:
@@ -100,7 +97,7 @@ def watch_seconds(arguments: argparse.Namespace) -> float | None:
     return seconds
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace, out: Results) -> None:
     """Raise `ConfigError` for flags that contradict each other or cannot be met."""
     if arguments.sort not in METRICS:
         raise ConfigError(f"--sort: expected one of {', '.join(METRICS)}, got {arguments.sort!r}")
@@ -119,7 +116,7 @@ def check(arguments: argparse.Namespace) -> None:
         ]
         if written:
             raise ConfigError(f"--watch draws on the terminal; expected no {written[0]} beside it")
-        if not sys.stdout.isatty():
+        if not out.on_terminal:
             raise ConfigError("--watch: expected a terminal to draw on; leave it out to print the report once")
 
 
@@ -133,8 +130,8 @@ def read(paths: Sequence[str], metric: str) -> Report:
     return Report(records, gather(records, metric=metric), metric)
 
 
-def write(report: Report, arguments: argparse.Namespace) -> None:
-    """Files first, then what was asked for on standard output; raises `RunError` for a file that cannot be written."""
+def write(report: Report, arguments: argparse.Namespace) -> str:
+    """Write the files that were asked for; returns what to print. Raises `RunError` for one that cannot be written."""
     printed = as_json(report) if arguments.json else None
     for name, form in FORMATS.items():
         target = getattr(arguments, name)
@@ -146,7 +143,7 @@ def write(report: Report, arguments: argparse.Namespace) -> None:
         from resnet_train.commands.report.page import write_page  # plotly is an extra
 
         write_page(report.groups, report.records, Path(arguments.html), metric=report.metric)
-    print(f"{table(report, width=_width())}\n" if printed is None else printed, end="")
+    return f"{table(report, width=_width())}\n" if printed is None else printed
 
 
 def _write_file(path: Path, text: str) -> None:
@@ -160,27 +157,25 @@ def _width() -> int:
     return shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
 
 
-def watch(arguments: argparse.Namespace, seconds: float) -> None:
+def watch(arguments: argparse.Namespace, seconds: float, out: Results) -> None:
     """Draw anew every so many seconds, on a screen of its own, until Ctrl-C; the last drawing stays behind."""
     if os.name == "nt":
         import_module("colorama").just_fix_windows_console()  # it comes with tqdm there
     text = ""
-    print("\x1b[?1049h\x1b[?25l", end="", flush=True)  # the other screen, without a cursor
+    out.write("\x1b[?1049h\x1b[?25l")  # the other screen, without a cursor
     try:
         while True:
             report = read(arguments.paths or ["outputs"], arguments.sort)
-            text = f"{time.strftime('%H:%M:%S')}  {table(report, width=_width())}"
+            text = f"{time.strftime('%H:%M:%S')}  {table(report, width=_width())}\n"
             size = shutil.get_terminal_size()
             lines = [line[: size.columns] for line in text.splitlines()]
             if len(lines) > size.lines:
                 hidden = len(lines) - size.lines + 1
                 lines = [*lines[: size.lines - 1], f"{hidden} more lines do not fit; without --watch they are printed"]
-            print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines)[:-1] + "\x1b[J", end="", flush=True)
+            out.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines)[:-1] + "\x1b[J")
             time.sleep(seconds)
     finally:
-        print("\x1b[?25h\x1b[?1049l", end="", flush=True)
-        if text:
-            print(text, flush=True)
+        out.write(f"\x1b[?25h\x1b[?1049l{text}")
 
 
 if __name__ == "__main__":

@@ -120,8 +120,19 @@ def test_nobody_reads_on(shell: Shell, runs: Path) -> None:
     process = shell.start(str(runs), "--json", program="resnet-report")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert (process.stderr.read(), process.wait()) == ("", 1)
+    assert (process.stderr.read(), process.wait()) == ("", 0)
     process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_report_that_cannot_be_written_is_an_error(shell: Shell, runs: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [*shell.program("resnet-report"), str(runs)], env=shell.environment(), stdout=full, stderr=subprocess.PIPE
+        )
+    expected = b"resnet-report: standard output: cannot write the results: No space left on device\n"
+    assert (process.returncode, process.stderr) == (1, expected)
 
 
 @pytest.mark.slow
