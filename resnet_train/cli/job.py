@@ -7,8 +7,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from resnet_train.config.store import register_schema
 from resnet_train.data.available import check_available
 from resnet_train.errors import RunError
 from resnet_train.runs import directory as directories
-from resnet_train.runs.console import duration, runnable, shell_quote
+from resnet_train.runs.console import duration, log_on_stdout, runnable, shell_quote
 from resnet_train.runs.directory import Invocation, is_run
 from resnet_train.runs.interrupt import Interrupted, StopSignal
 from resnet_train.runs.lock import hold
@@ -177,16 +177,6 @@ class ConsoleFormatter(logging.Formatter):
         )
 
 
-@contextmanager
-def console_log() -> Iterator[None]:
+def console_log() -> AbstractContextManager[None]:
     """Show the package's log on standard output, a message a line, as sweeps do by Hydra's configuration."""
-    root, package = logging.getLogger(), logging.getLogger("resnet_train")
-    handler, level = logging.StreamHandler(sys.stdout), package.level
-    handler.setFormatter(ConsoleFormatter())
-    root.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        root.removeHandler(handler)
+    return log_on_stdout(ConsoleFormatter())

@@ -10,7 +10,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
@@ -85,12 +85,17 @@ def in_notebook() -> bool:
 @contextmanager
 def shown_in_a_notebook() -> Iterator[None]:
     """Show the package's log, a message a line, below the cell of a notebook that has not set up logging."""
-    root, package = logging.getLogger(), logging.getLogger("resnet_train")
-    if not in_notebook() or package.hasHandlers():
+    shows = in_notebook() and not logging.getLogger("resnet_train").hasHandlers()
+    with log_on_stdout(logging.Formatter("%(message)s")) if shows else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def log_on_stdout(formatter: logging.Formatter) -> Iterator[None]:
+    """Show the package's log on standard output."""
+    root, package = logging.getLogger(), logging.getLogger("resnet_train")
     handler, level = logging.StreamHandler(sys.stdout), package.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(formatter)
     root.addHandler(handler)
     package.setLevel(logging.INFO)
     try:
