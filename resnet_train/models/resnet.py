@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from resnet_train.models.preact import PreActBasicBlock, PreActBottleneck
 from resnet_train.models.variant import OPTION_A, OPTION_B, Stem, Variant
 
+ONEDNN_BLOCK = 16  # channels that oneDNN computes at once with AVX-512; 8 with AVX2
+
 
 class PadShortcut(nn.Module):
     """Option A (He et al. 2015, section 3.3): take every second pixel, fill the new channels with zeros. No parameters.
@@ -39,6 +41,18 @@ class PadShortcut(nn.Module):
             pixels = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]  # (N, H / stride, W / stride, C)
             return F.pad(pixels, self.padding[-2:]).permute(0, 3, 1, 2)
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class PickedConv2d(nn.Conv2d):
+    """A 1x1 convolution with a stride, computed as one without on the pixels that it takes: the same weights and sums.
+
+    For fewer than `ONEDNN_BLOCK` input channels in channels_last: there the gradient of the weights of oneDNN's strided
+    one, on a CPU in fp32, is wrong or written outside its memory (oneDNN's issue 6035, open in November 2026).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))``."""
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -235,7 +249,8 @@ def projection(inplanes: int, outplanes: int, stride: int, variant: Variant) -> 
     """The shortcut of a block that changes the shape: zero padding (A), or a 1x1 convolution with a norm (B)."""
     if variant.shortcut == "A":
         return PadShortcut(inplanes, outplanes, stride)
-    conv = nn.Conv2d(inplanes, outplanes, 1, stride=stride, bias=variant.conv_bias)
+    kind = PickedConv2d if inplanes < ONEDNN_BLOCK and stride != 1 else nn.Conv2d
+    conv = kind(inplanes, outplanes, 1, stride=stride, bias=variant.conv_bias)
     if variant.preactivation:  # the norm of the next block follows
         return nn.Sequential(conv)
     return nn.Sequential(conv, nn.BatchNorm2d(outplanes))

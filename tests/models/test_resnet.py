@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from resnet_train.models.resnet import RESNET_STAGES, CifarResNet, PadShortcut, ResNet
-from resnet_train.models.variant import Activation, Init, Shortcut, Stem
+from resnet_train.models.resnet import RESNET_STAGES, CifarResNet, PadShortcut, ResNet, projection
+from resnet_train.models.variant import OPTION_B, Activation, Init, Shortcut, Stem
 
 Family = type[CifarResNet] | type[ResNet]
 Build = Callable[..., CifarResNet | ResNet]
@@ -169,6 +169,25 @@ def test_pad_shortcut_takes_every_second_pixel_and_adds_zeros(
                     target = channel + (planes - inplanes) // 2
                     expected[n, target, y, column] = x[n, channel, y * stride, column * stride]
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("size", [7, 8, 32])
+@pytest.mark.parametrize("inplanes", [*range(1, 18), 24, 32])
+def test_a_projection_of_few_channels_has_the_gradient_of_its_formula(inplanes: int, size: int) -> None:
+    """In channels_last and fp32, where oneDNN's own is wrong for a few channels or ends the process."""
+    conv = next(projection(inplanes, 2 * inplanes, 2, OPTION_B).children())
+    conv = conv.to(memory_format=torch.channels_last)
+    assert isinstance(conv, nn.Conv2d)
+    x = random_images(8, inplanes, size, size).float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    exact_x, exact_weight = (tensor.detach().double().contiguous().requires_grad_() for tensor in (x, conv.weight))
+    exact = torch.einsum("nchw,oc->nohw", exact_x[:, :, ::2, ::2], exact_weight[:, :, 0, 0])
+    out = conv(x)
+    weights = random_images(*out.shape)
+    (out * weights).sum().backward()
+    (exact * weights).sum().backward()
+    for ours, theirs in ((out, exact), (x.grad, exact_x.grad), (conv.weight.grad, exact_weight.grad)):
+        assert ours is not None and theirs is not None
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("preactivation", [False, True], ids=["post", "pre"])
