@@ -32,11 +32,13 @@ def test_public_names() -> None:
         resnet_train.train_all  # noqa: B018
 
 
+@pytest.mark.slow
 def test_names_are_found_when_they_are_needed() -> None:
     probe = "import sys, resnet_train; resnet_train.load_config(['epochs=1']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_continued_from_a_shell(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_every_option_is_documented() -> None:
         assert set(literals(table[group][1])) == set(options_of(group))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", OPTIONS)
 def test_documented_defaults(group: str, compose: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RESNET_TRAIN_DATA", raising=False)
@@ -169,6 +170,7 @@ def test_the_chinese_readme_is_complete() -> None:
 # --------------------------------------------------------------------------------------------------------- docs/results
 
 
+@pytest.mark.slow
 def test_results_are_what_the_report_writes() -> None:
     """Over the files of the runs, which lie there without checkpoints and without places on a machine."""
     text = text_of("docs/results/README.md")
@@ -256,6 +258,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command: str, readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(readers_folder)
@@ -312,6 +315,7 @@ def snippets() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets())
 def test_python_snippets_run(
     snippet: str, tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,7 @@ def test_imports_go_down(path: Path) -> None:
         assert "experimental" not in below or name_of(path).startswith("kernels."), imported
 
 
+@pytest.mark.slow
 def test_hydras_insides_are_nobodys() -> None:
     for path in MODULES:
         assert not [name for name in imports(path) if name.startswith("hydra._internal")], path
@@ -94,6 +95,7 @@ def test_the_command_line_has_no_globals(path: Path) -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
 
 
+@pytest.mark.slow
 def test_torch_is_imported_by_those_who_compute_alone() -> None:
     names = [name_of(path) for path in MODULES if path != PACKAGE / "__init__.py"]
     light = [name for name in names if name.partition(".")[0] in WITHOUT_TORCH and name not in WITH_TORCH]
@@ -117,6 +119,7 @@ def test_sizes(path: Path) -> None:
     assert all(node.end_lineno and node.end_lineno - node.lineno < 45 for node in fit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_text_is_utf8(path: Path) -> None:
     """On Windows, text without a named encoding is in that of the country."""

@@ -93,6 +93,7 @@ def refused_in_one_line(arguments: list[str]) -> str | None:
     return lines[0]
 
 
+@pytest.mark.slow
 @some
 @given(st.lists(overrides, min_size=1, max_size=4))
 def test_any_arguments(tmp_path: Path, arguments: list[str]) -> None:

@@ -36,6 +36,7 @@ def call(shell: Shell, *arguments: str, program: tuple[str, ...] = PROGRAM) -> t
     return shell.call(*arguments, program=program, PYTHONPATH=LACKING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "answer"),
     [
@@ -51,6 +52,7 @@ def test_questions_are_answered(arguments: list[str], code: int, answer: str, sh
     assert not err if code == 0 else not out
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported(shell: Shell) -> None:
     """All but Triton's, which is for Linux."""
     package = ROOT / "resnet_train"

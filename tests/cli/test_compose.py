@@ -53,6 +53,7 @@ def test_options_and_a_main_file_of_the_users_own(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- saved runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -73,12 +74,14 @@ def test_a_saved_configuration_is_composed_to_itself(tiny: Tiny, overrides: tupl
     assert again(asdict(config)) == config
 
 
+@pytest.mark.slow
 def test_overrides_lie_over_it(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=3", "optim.lr=0.3"))
     config = again(saved, "epochs=5", "checkpoint.keep=7")
     assert (config.epochs, config.checkpoint.keep, config.optim.lr) == (5, 7, 0.3)
 
 
+@pytest.mark.slow
 def test_a_group_that_is_named_comes_from_its_file(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=9", "schedule.final_lr=0.05", "optim.lr=0.3"))
     config = again(saved, "schedule=linear")
@@ -86,6 +89,7 @@ def test_a_group_that_is_named_comes_from_its_file(tiny: Tiny) -> None:
     assert again(saved, "experiment=quick").optim.lr == load_config(["experiment=quick"]).optim.lr
 
 
+@pytest.mark.slow
 def test_a_key_that_is_newer_than_the_saved_run_has_its_default(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=3", "batch_size=20"))
     for name in ("graph", "profile", "freeze", "early_stop", "max_time", "find_lr"):
@@ -94,6 +98,7 @@ def test_a_key_that_is_newer_than_the_saved_run_has_its_default(tiny: Tiny) -> N
     assert again(saved) == tiny("epochs=3", "batch_size=20")
 
 
+@pytest.mark.slow
 def test_a_run_of_0_2_0_keeps_its_three_channels() -> None:
     """Grey images were three equal channels, whatever the default is now."""
     saved = asdict(load_config(["dataset=fashion_mnist", "dataset.channels=3"]))
@@ -107,6 +112,7 @@ def test_a_run_of_0_2_0_keeps_its_three_channels() -> None:
     assert "dataset.channels: saved 3, requested 1" in map(str, changes(saved, now)), "the same command is another run"
 
 
+@pytest.mark.slow
 def test_strings_are_data(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "not to be read")
     for text in ("${oc.env:SECRET}", "${seed}", "a\\${seed}", "\\\\${name}", "$", "${", "\\", "a\\b", "{a: ${b}}"):
@@ -140,6 +146,7 @@ def test_a_group_that_is_missing_or_unknown(tiny: Tiny, damage: dict[str, Any], 
         again(asdict(tiny("epochs=3")) | damage)
 
 
+@pytest.mark.slow
 def test_what_belongs_to_a_session_is_not_taken_over(tiny: Tiny) -> None:
     saved = asdict(tiny("epochs=3")) | {"resume": "elsewhere", "resume_force": True}
     assert (again(saved).resume, again(saved).resume_force) == (None, False)
@@ -148,6 +155,7 @@ def test_what_belongs_to_a_session_is_not_taken_over(tiny: Tiny) -> None:
 # ------------------------------------------------------------------------------------------------------------- offline
 
 
+@pytest.mark.slow
 def test_synthetic_images_where_cifar_is_not_at_hand(tmp_path: Path) -> None:
     config, overrides, note = offline_config(["model=resnet18", f"dataset.root={tmp_path}"])
     assert (config.dataset.name, config.dataset.num_classes, config.model.depth) == ("synthetic", 10, 18)
@@ -161,6 +169,7 @@ def test_cifar_where_it_is_at_hand(cifar10_root: Path) -> None:
     assert (config.dataset.name, note) == ("cifar10", "cifar10")
 
 
+@pytest.mark.slow
 def test_what_a_recipe_expects_is_not_the_runs() -> None:
     """A saved run of an earlier version has no such key, a run that was given more has none either."""
     config = load_config(["experiment=he2015_resnet20"])

@@ -152,6 +152,7 @@ def test_characters_that_move_the_cursor_are_written_out(
     assert len(printed.splitlines()) == 1 and printed[:-1].isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), MESSAGES, ids=[words for words, _ in MESSAGES])
 def test_bad_input_is_answered_in_one_line(
     words: str,
@@ -170,6 +171,7 @@ def test_bad_input_is_answered_in_one_line(
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
+@pytest.mark.slow
 def test_full_errors_show_the_traceback(shell: Shell) -> None:
     code, _, err = shell.call("optim.lr=abc", HYDRA_FULL_ERROR="1")
     assert code == 2
@@ -177,6 +179,7 @@ def test_full_errors_show_the_traceback(shell: Shell) -> None:
     assert err.endswith("resnet-train: optim.lr: expected a number, got 'abc'\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["model", "dataset", "optim", "schedule"])
 def test_a_group_that_is_null(group: str, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "experiment").mkdir()
@@ -233,6 +236,7 @@ def test_a_plugin_that_can_be_installed(answer: Answer, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.endswith(", got 'ray'; install it with: pip install hydra-ray-launcher\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["it's", "a & b", "\u00dcbung \u6570\u636e"])
 def test_paths_need_no_quotes_of_their_own(
     folder: str, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ def test_cifar_10_where_it_is(cifar10_root: Path, monkeypatch: pytest.MonkeyPatc
     assert first_run.choose() == (["experiment=quick"], "")
 
 
+@pytest.mark.slow
 def test_synthetic_images_where_no_mirror_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESNET_TRAIN_DATA", str(tmp_path / "file" / "below"))  # cannot be made: no download is tried

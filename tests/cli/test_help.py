@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Shell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -44,6 +45,7 @@ def test_completion_without_torch(shell: Shell) -> None:
     assert {"model=resnet18", "model=resnet110"} <= set(out.split())
 
 
+@pytest.mark.slow
 def test_help_and_configuration(shell: Shell) -> None:
     code, out, err = shell.call("--help")
     assert (code, err) == (0, "")

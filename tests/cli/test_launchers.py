@@ -30,6 +30,7 @@ def test_hydras_own() -> None:
     assert overrides_for(max_failures=3) == []
 
 
+@pytest.mark.slow
 def test_an_optimiser_maximizes_and_outlives_failed_jobs() -> None:
     optuna = ("hydra/sweeper=optuna",)
     assert overrides_for(*optuna) == ["hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0"]
@@ -89,6 +90,7 @@ def test_a_plugin_that_is_not_installed(answer: Callable[..., int], capsys: pyte
     assert capsys.readouterr().err.startswith("resnet-train: hydra/launcher: expected one of basic, ")
 
 
+@pytest.mark.slow
 def test_nothing_is_written_for_a_refused_plugin(
     answer: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

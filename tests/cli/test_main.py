@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from resnet_train.cli.compose import load_config
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.summary import read_summary
+from resnet_train.train import run
 from tests.conftest import TINY, Shell
 
 LONG = ("epochs=null", "steps=4000", "checkpoint.every=50steps", "checkpoint.keep=3", "eval_every=500steps")
@@ -50,6 +52,7 @@ def test_kernels_without_a_compiler(shell: Shell) -> None:
     assert f"kernels    plain: {missing}\n" in out
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_to(shell: Shell) -> None:
     (shell.folder / "file").touch()
     code, _, err = shell.call(*TINY, "hydra.run.dir=file/run")
@@ -119,23 +122,34 @@ def test_programs_that_are_not_on_the_path_are_printed_with_their_interpreter(sh
     assert code == 0
 
 
+SAVES_OFTEN = (*TINY, "epochs=null", "steps=400", "checkpoint.every=20steps", "eval_every=100steps", "log_every=10")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `SAVES_OFTEN` that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    run(load_config(SAVES_OFTEN), directory=directory)
+    return directory
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code"),
     [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGUSR1, 75),
+        (signal.SIGUSR2, 75),
+        (signal.SIGHUP, 129),
+        (signal.SIGKILL, -9),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL"],
 )
-def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: int, shell: Shell) -> None:
-    words = (*TINY, "epochs=null", "steps=400", "checkpoint.every=20steps", "eval_every=100steps", "log_every=10")
-    assert shell.call(*words, "hydra.run.dir=straight")[0] == 0
-
-    started = shell.start(*words, "hydra.run.dir=cut")
+def test_a_stopped_run_is_resumed_to_the_same_end(
+    signum: signal.Signals, code: int, shell: Shell, straight: Path
+) -> None:
+    started = shell.start(*SAVES_OFTEN, "hydra.run.dir=cut")
     shell.wait_for("cut/checkpoints/step-00000040.pt", started)
     started.send_signal(signum)
     out, err = started.communicate(timeout=60)
@@ -148,12 +162,13 @@ def test_a_stopped_run_is_resumed_to_the_same_end(signum: signal.Signals, code: 
         assert found.status == "interrupted"
         assert found.steps < 400
 
-    resume = ("hydra.run.dir=cut", *words) if signum == signal.SIGKILL else ("resume=cut",)
+    resume = ("hydra.run.dir=cut", *SAVES_OFTEN) if signum == signal.SIGKILL else ("resume=cut",)
     code, out, err = shell.call(*resume)
     assert (code, err) == (0, "")
     assert "resuming from" in out
-    assert (shell.folder / "straight/metrics.csv").read_bytes() == (shell.folder / "cut/metrics.csv").read_bytes()
-    last = [read_checkpoint(shell.folder / name / "checkpoints" / "last.pt") for name in ("straight", "cut")]
+    cut = shell.folder / "cut"
+    assert (straight / "metrics.csv").read_bytes() == (cut / "metrics.csv").read_bytes()
+    last = [read_checkpoint(directory / "checkpoints" / "last.pt") for directory in (straight, cut)]
     for key, weight in last[0]["state"]["model"].items():
         assert weight.equal(last[1]["state"]["model"][key]), key
 

@@ -60,6 +60,7 @@ def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPat
     assert parse(["dataset.root=~", "name=a~/b"]).overrides == (r"dataset.root='/home/somebody\'s'", "name=a~/b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "path"),
     [
@@ -90,6 +91,7 @@ def test_a_path_of_windows_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert load_config([]).dataset.root == r"\\server\share\Zoë's data"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @settings(deadline=None, database=None, max_examples=50)
 @given(st.text(st.sampled_from("\\'\"${}, :=[]()ab\u00e9"), min_size=1, max_size=12))
 @example("C:\\Users\\me\\")

@@ -40,6 +40,7 @@ def test_combinations_are_made_one_by_one(overrides: list[str], expected: list[l
         assert list(islice(expand(overrides), 3)) == expected
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_nothing(
     answer: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_sweep_ends_early_where_asked_to(shell: Shell) -> None:
         assert read_checkpoint(job / "checkpoints/last.pt")["state"]["step"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -49,6 +49,7 @@ def summary_of(directory: Path) -> Summary:
     return found
 
 
+@pytest.mark.slow
 def test_it_finds_what_the_runs_summary_says(trained: Path, evaluate: Callable[..., Figures]) -> None:
     own = summary_of(trained)
     test, val = evaluate(str(trained)), evaluate(str(trained), "--split", "val", "--checkpoint", "best")
@@ -62,6 +63,7 @@ def test_it_finds_what_the_runs_summary_says(trained: Path, evaluate: Callable[.
     assert last["correct"] == own.last["val"].correct and last["step"] == own.steps
 
 
+@pytest.mark.slow
 def test_what_it_writes(trained: Path, shell: Shell) -> None:
     code, out, err = shell.call(
         str(trained), "--split", "train", "--tta", "flip", "--tta-below", "0.9", program="resnet-eval"
@@ -89,6 +91,7 @@ def test_what_it_writes(trained: Path, shell: Shell) -> None:
             assert picture.size[0] > 100
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_is_enough(trained: Path, tmp_path: Path, evaluate: Callable[..., Figures]) -> None:
     lonely = tmp_path / "mine.pt"
     shutil.copy(trained / "checkpoints" / "last.pt", lonely)
@@ -99,6 +102,7 @@ def test_a_checkpoint_alone_is_enough(trained: Path, tmp_path: Path, evaluate: C
     assert (tmp_path / "there" / "eval.json").is_file() and again["correct"] == found["correct"]
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere(trained: Path, tmp_path: Path, evaluate: Callable[..., Figures]) -> None:
     content = read_checkpoint(trained / "checkpoints" / "best.pt")
     weights = {f"module.{name}": tensor for name, tensor in content["state"]["ema"].items()}
@@ -111,6 +115,7 @@ def test_weights_from_elsewhere(trained: Path, tmp_path: Path, evaluate: Callabl
     assert other["loss"] != found["loss"]  # the user's normalisation counts
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_by_their_files(tmp_path: Path, shell: Shell) -> None:
     draws = torch.Generator().manual_seed(0)
     for split, number in (("train", 12), ("val", 4)):
@@ -137,6 +142,7 @@ def test_mistakes_are_named_by_their_files(tmp_path: Path, shell: Shell) -> None
     assert code == 0 and again == out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,6 +169,7 @@ def test_what_cannot_be_is_told_in_one_line(
     assert err.splitlines()[-1].startswith("resnet-eval: ") and message in err.splitlines()[-1], err
 
 
+@pytest.mark.slow
 def test_other_images_than_the_runs_are_told(trained: Path, shell: Shell) -> None:
     code, _, err = shell.call(str(trained), "dataset.num_test=40", program="resnet-eval")
     assert code == 0 and "resnet-eval: the data are not those of the run: other images" in err

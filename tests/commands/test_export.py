@@ -46,6 +46,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return called
 
 
+@pytest.mark.slow
 def test_a_folder_that_can_be_uploaded(trained: Path, call: Callable[..., Answer]) -> None:
     code, out, err = call(trained, "--format", "safetensors")
     assert (code, err) == (0, "")
@@ -68,6 +69,7 @@ def test_a_folder_that_can_be_uploaded(trained: Path, call: Callable[..., Answer
     assert call(trained, "--format", "safetensors", "--force")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_named_file_has_its_card_beside_it(trained: Path, call: Callable[..., Answer], tmp_path: Path) -> None:
     """README.md of the folder is somebody else's there."""
     code, out, err = call(trained, "--output", "new/net.pt2", "--raw", "--checkpoint", "last", "--json")
@@ -90,6 +92,7 @@ def test_a_named_file_has_its_card_beside_it(trained: Path, call: Callable[..., 
     assert sorted(one.name for one in path.parent.iterdir()) == ["net.md", "net.pt2"]
 
 
+@pytest.mark.slow
 def test_checkpoints(trained: Path, call: Callable[..., Answer], tmp_path: Path) -> None:
     """A file of a run, by itself or named beside its run; what it scored belongs to its own step alone."""
     file = trained / "checkpoints/step-00000006.pt"
@@ -154,6 +157,7 @@ def test_wrong_requests(
     assert not (tmp_path / "a.onnx").exists()
 
 
+@pytest.mark.slow
 def test_questions_are_answered_without_torch(trained: Path, root: Path) -> None:
     """Help, wrong arguments, and what the extra is for."""
     probe = """
@@ -180,6 +184,7 @@ assert "torch" not in sys.modules
     assert missing == ('resnet-export: --format onnx needs onnxscript, onnxruntime; pip install "resnet-train[export]"')
 
 
+@pytest.mark.slow
 def test_data_that_moved(compose: Callable[..., Config], call: Callable[..., Answer], tmp_path: Path) -> None:
     """Without images nothing is exported: they are found where they are now, or others are given."""
     draws, old, new = np.random.default_rng(0), tmp_path / "my cats", tmp_path / "moved"

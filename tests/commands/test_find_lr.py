@@ -90,6 +90,7 @@ def test_the_curve_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, length: int,
         assert abs(mark - tick) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -108,6 +109,7 @@ def test_every_way_of_training(tiny: Tiny, options: tuple[str, ...]) -> None:
     assert text == find_lr(tiny("find_lr=true", *options)), "the same again"
 
 
+@pytest.mark.slow
 def test_it_stops_where_the_loss_diverges(tiny: Tiny) -> None:
     config = tiny("optim=sgd", "optim.momentum=0.99", "model.depth=14", "optim.weight_decay=0.5")
     losses = range_test(build(config))
@@ -118,6 +120,7 @@ def test_it_stops_where_the_loss_diverges(tiny: Tiny) -> None:
     assert ", where the loss diverged\n" in text
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_weights_of_another_run_and_leaves_them(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=5"), directory=tmp_path)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*") if path.is_file()}

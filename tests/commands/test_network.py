@@ -36,6 +36,7 @@ def cells(table: str, name: str) -> list[str]:
     return line.removeprefix(name).split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "millions"),
     [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7"), (1202, "19.4")],
@@ -46,6 +47,7 @@ def test_parameters_are_those_of_the_paper(compose: Compose, depth: int, million
     assert f"{parameters / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "billions"), [(18, 1.8), (34, 3.6), (50, 4.1), (101, 7.8), (152, 11.5)])
 def test_multiply_adds_are_those_of_the_paper(compose: Compose, depth: int, billions: float) -> None:
     """He et al. 2015, table 1; bottlenecks as torchvision documents them, since the stride is in the 3x3."""
@@ -53,6 +55,7 @@ def test_multiply_adds_are_those_of_the_paper(compose: Compose, depth: int, bill
     assert multiply_adds / 1e9 == pytest.approx(billions, abs=0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -94,6 +97,7 @@ def test_rows(compose: Compose) -> None:
     assert "\n0.27 M parameters, 40.6 M multiply-adds per image\n" in table
 
 
+@pytest.mark.slow
 def test_equal_blocks_of_deep_networks_share_a_row(compose: Compose) -> None:
     table = network_table(compose("model=resnet1202"))
     assert cells(table, "layer1, 200 blocks") == cells(table, "  0-199 [3x3, 3x3]")
@@ -118,6 +122,7 @@ def test_classes_of_image_folders_are_counted(compose: Compose, tmp_path: Path) 
         network_table(compose("dataset=imagefolder", f"dataset.root={tmp_path}"))
 
 
+@pytest.mark.slow
 def test_nothing_is_read_or_written(shell: Shell) -> None:
     """No CIFAR-10 there, and none is looked for; the same as a sweep is refused."""
     environment = {"RESNET_TRAIN_DATA": str(shell.folder / "nowhere")}
@@ -130,6 +135,7 @@ def test_nothing_is_read_or_written(shell: Shell) -> None:
     assert list(shell.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_network_of_a_run(tiny: Compose, shell: Shell) -> None:
     run(tiny("epochs=null", "steps=1", "dataset.num_classes=7"), directory=shell.folder / "run")
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (shell.folder / "run").rglob("*.*")}
@@ -139,6 +145,7 @@ def test_the_network_of_a_run(tiny: Compose, shell: Shell) -> None:
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
 
 
+@pytest.mark.slow
 def test_the_classes_of_a_run_whose_images_are_gone(
     compose: Compose, tiny_overrides: tuple[str, ...], tmp_path: Path
 ) -> None:

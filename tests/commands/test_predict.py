@@ -49,6 +49,7 @@ def call(tiny_run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     return run
 
 
+@pytest.mark.slow
 def test_a_table_for_people(call: Predict, tiny_run: Path) -> None:
     code, out, err = call("photos", "--top", "2")
     head, *rows = out.splitlines()
@@ -81,6 +82,7 @@ def test_csv_and_json_say_the_same(call: Predict, photos: Path) -> None:
     assert [row["image"] for row in written] == [row["image"] for row in table]
 
 
+@pytest.mark.slow
 def test_images_are_sorted_into_folders(call: Predict, photos: Path) -> None:
     _, out, _ = call("photos", "--sort-into", "photos/sorted", "--json")
     found = {line["image"]: line for line in map(json.loads, out.splitlines())}
@@ -150,6 +152,7 @@ def start(shell: Shell, *arguments: str, **options: object) -> subprocess.Popen[
     return subprocess.Popen(command, cwd=shell.folder, **pipes)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_questions_are_answered_without_torch(shell: Shell, tiny_run: Path) -> None:
     (shell.folder / "torch.py").write_text("raise AssertionError('torch is imported')")
     for arguments, code, text in (

@@ -34,6 +34,7 @@ MESSAGES: list[tuple[str, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_recipe_has_it_and_nothing_else(compose: Callable[..., Config]) -> None:
     assert compose("model=resnet110").expected is None
     assert compose(RECIPE).expected == ExpectedConfig(

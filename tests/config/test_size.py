@@ -24,6 +24,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", NETWORKS)
 def test_of_the_networks(overrides: str, checked: Callable[[str], Config]) -> None:
     config = checked(f"{overrides} optim=adamw ema_decay=0.9 batch_size=64 accumulate=2")

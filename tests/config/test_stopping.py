@@ -46,6 +46,7 @@ def test_what_is_no_time(text: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_hydra_takes_them(compose: Callable[..., Config]) -> None:
     for text in ("2 h", "2h", "1:30:00", "1-12:00:00"):
         assert compose(f"max_time={text}").max_time == text

@@ -126,6 +126,7 @@ def test_data_root_comes_from_the_environment(
     assert composed("dataset=cifar100").dataset.root == "elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_is_its_dataclass(
     option: str, composed: Callable[..., DictConfig], converted: Callable[[DictConfig], Config]
@@ -149,6 +150,7 @@ def test_every_file_is_an_option() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("model"))
 def test_each_model_is_what_its_file_is_called(
     name: str, composed: Callable[..., DictConfig], converted: Callable[[DictConfig], Config]
@@ -163,6 +165,7 @@ def test_each_model_is_what_its_file_is_called(
     assert config.name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("experiment"))
 def test_each_experiment_is_a_run(
     name: str, composed: Callable[..., DictConfig], converted: Callable[[DictConfig], Config]

@@ -43,6 +43,7 @@ def test_cifar10_has_5000_and_1000_images_of_each_class(real: Files) -> None:
     assert " ".join(real.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
 
 
+@pytest.mark.slow
 def test_cifar10_is_in_the_order_of_its_files(real: Files) -> None:
     assert real.train.labels[:5].tolist() == [6, 9, 9, 4, 1]
     assert real.test.labels[:5].tolist() == [3, 8, 8, 0, 6]

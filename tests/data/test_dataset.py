@@ -118,6 +118,7 @@ def test_a_folder_of_images_in_grey(tmp_path: Path, imagefolder: Callable[..., I
     assert len(list((tmp_path / ".resnet-train-cache").glob("train-*.npy"))) == 1
 
 
+@pytest.mark.slow
 def test_cifar10_and_the_statistics_that_normalise_it(
     cifar10_root: Path, cifar10: Callable[..., Cifar10Config]
 ) -> None:

@@ -43,6 +43,7 @@ def pairs(files: ImageFiles) -> list[tuple[str, int]]:
     return list(zip(files.names, files.labels.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_folders", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_images_that_come_and_go_move_no_other(imagefolder: Make, *, seed: int, in_folders: bool) -> None:

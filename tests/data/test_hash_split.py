@@ -38,6 +38,7 @@ def serves(classes: list[list[str]], val: float, test: float) -> bool:
     return all({split_of(name, val_fraction=val, test_fraction=test) for name in names} == wanted for names in classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [(0.0, 0.2), (0.1, 0.1), (0.2, 0.05), (0.0, 0.95)])
 def test_better_fractions_serve_and_are_the_nearest(asked: tuple[float, float]) -> None:
     draws, kinds = random.Random(0), Counter[str]()

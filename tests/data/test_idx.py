@@ -47,6 +47,7 @@ def small() -> tuple[IdxFiles, dict[str, bytes], list[np.ndarray]]:
     return replace(MNIST, packed=tuple(map(md5, files.values())), unpacked=()), files, arrays
 
 
+@pytest.mark.slow
 def test_the_official_files(compose: Compose, fashion_mnist_root: Path) -> None:
     config = compose("dataset=fashion_mnist", f"dataset.root={fashion_mnist_root}", "dataset.download=false").dataset
     check_available(config)
@@ -61,6 +62,7 @@ def test_the_official_files(compose: Compose, fashion_mnist_root: Path) -> None:
     assert files.train.labels[:3].tolist() == [9, 0, 0]  # an ankle boot, then two T-shirts
 
 
+@pytest.mark.slow
 def test_three_channels_are_equal(compose: Compose, fashion_mnist_root: Path) -> None:
     root = (f"dataset.root={fashion_mnist_root}", "dataset.download=false", "dataset.train_size=128")
     grey, colour = (
@@ -80,6 +82,7 @@ def test_unpacked_files_are_as_good(compose: Compose, fashion_mnist_root: Path, 
     assert len(load_idx(config).test.labels) == 10_000
 
 
+@pytest.mark.slow
 def test_files_that_are_missing_or_corrupt(compose: Compose, fashion_mnist_root: Path, tmp_path: Path) -> None:
     config = compose("dataset=fashion_mnist", f"dataset.root={tmp_path}", "dataset.download=false").dataset
     missing = r"dataset\.root: expected train-images-idx3-ubyte\.gz in .*, got none; add dataset\.download=true, "
@@ -153,6 +156,7 @@ def test_the_tables_are_those_of_torchvision(published: IdxFiles, theirs: type[d
         assert list(published.classes) == theirs.classes
 
 
+@pytest.mark.slow
 def test_mirrors_are_those_of_torchvision(compose: Compose) -> None:
     for name, theirs in (
         ("mnist", datasets.MNIST),

@@ -21,6 +21,7 @@ def test_addresses_of_folders_and_of_the_file_itself() -> None:
     assert address_of("https://localhost/folder/b.gz?download=1", "a.gz") == "https://localhost/folder/b.gz?download=1"
 
 
+@pytest.mark.slow
 def test_the_second_waits_for_the_first(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["digits.bin"] = CONTENT
     source = Source(tmp_path, True, mirror("slow/"))

@@ -57,6 +57,7 @@ def test_as_torchvision_reads_it(
         read_archive(archive, Source(tmp_path, False, ()))
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_torchvision(compose: Callable[..., Config], tmp_path: Path) -> None:
     theirs = datasets.STL10
     assert (STL10.filename, STL10.md5, STL10.folder) == (theirs.filename, theirs.tgz_md5, theirs.base_folder)

@@ -75,6 +75,7 @@ def test_another_file_and_none(mats: dict[str, bytes], tmp_path: Path, dataset: 
         load_svhn(config)
 
 
+@pytest.mark.slow
 def test_without_scipy(shell: Shell) -> None:
     program = (
         "import sys\nsys.modules['scipy'] = None\nimport importlib.util\n"

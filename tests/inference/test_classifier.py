@@ -44,6 +44,7 @@ def files(pixels: np.ndarray, tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_whatever_an_image_is_the_answer_is_the_same(model: Classifier, pixels: np.ndarray, files: list[Path]) -> None:
     expected = model.logits(torch.from_numpy(pixels)).double().softmax(1).numpy()
     assert len(np.unique(expected.argmax(1))) > 1
@@ -148,6 +149,7 @@ def test_a_diverged_network_has_no_answers(tiny_run: Path, pixels: np.ndarray) -
         model.predict(pixels[:2])
 
 
+@pytest.mark.slow
 def test_cifars_images_as_files_are_its_arrays(
     tiny: Callable[..., Config], compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ def test_weights_in_half_precision_compute_in_fp32(exported: Files, tmp_path: Pa
     assert torch.allclose(load(path, device="cpu").logits(image), expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_metadata_of_a_pt2(exported: Files, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """They are looked at before PyTorch reads anything else."""
     path = tmp_path / "model.pt2"

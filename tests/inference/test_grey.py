@@ -26,6 +26,7 @@ def grey_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "raw"), [("onnx", False), ("onnx", True), ("pt2", False), ("safetensors", True)])
 def test_a_file_answers_as_its_run(kind: str, raw: bool, grey_run: Path, tmp_path: Path) -> None:
     if kind == "onnx":

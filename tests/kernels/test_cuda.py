@@ -651,6 +651,7 @@ def moves(code: Any) -> set[str]:
     return set(re.findall(r"(?:ld|st)\.global\S*", code.asm["ptx"]))
 
 
+@pytest.mark.slow
 @looks_inside
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -679,6 +680,7 @@ def test_norm_relu_compiles(compiled: Callable[[], Compiled], dtype: torch.dtype
             assert {"ld.global.v4.b32"} <= moves(code) <= {"ld.global.v4.b32", "st.global.b32"} | gated, name
 
 
+@pytest.mark.slow
 @looks_inside
 @compiles
 @pytest.mark.parametrize("shape", [(5, 1, 3, 3), (3, 100, 3, 5)], ids=str)

@@ -56,6 +56,7 @@ def test_a_file_is_compiled_once_and_kept(compiler: str, tmp_path: Path) -> None
     assert [str(path) for path in kept] == [first.removeprefix("loaded ")], "nothing else is left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_corrupt_file_is_made_again(tmp_path: Path) -> None:
     first = load(tmp_path)
@@ -66,6 +67,7 @@ def test_a_corrupt_file_is_made_again(tmp_path: Path) -> None:
     assert kept.stat().st_size == size
 
 
+@pytest.mark.slow
 def test_another_compiler_has_files_of_its_own(compiler: str, tmp_path: Path) -> None:
     wrapper = script(tmp_path / "cxx", f'[ "$1" = --version ] && echo "cxx 1.0" && exit\nexec {compiler} "$@"')
     assert load(tmp_path) != load(tmp_path, CXX=str(wrapper))
@@ -172,6 +174,7 @@ def test_a_file_that_does_not_compile_is_left_out_alone(compiler: str, tmp_path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_compiler_does_not_outlive_its_process(tmp_path: Path, signum: int) -> None:
     """Nor what it has started itself."""
@@ -213,6 +216,7 @@ native.load_batch(), native.load_norm_act()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiling_is_said_once_and_only_when_it_is_done(tmp_path: Path) -> None:
     left = tmp_path / "resnet-train" / "building-killed"

@@ -21,6 +21,7 @@ from resnet_train.models.resnet import BasicBlock, CifarResNet, PadShortcut, Res
 Compose = Callable[..., Config]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "expected"),
     [("resnet20", CifarResNet), ("plain20", CifarResNet), ("resnet18", ResNet), ("plain18", ResNet)],
@@ -49,6 +50,7 @@ def test_every_option_reaches_the_network(compose: Compose) -> None:
     assert model.conv1.weight.abs().max() <= (6 / ((3 + 16) * 49)) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides(compose: Compose) -> None:
     config = compose().model
     torch.manual_seed(1)
@@ -71,6 +73,7 @@ def test_a_family_without_a_network(compose: Compose) -> None:
         build_model(ModelConfig(**shared), num_classes=10, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ["model=resnet20", "model=resnet18", "model=resnet18 model.stem=imagenet"])
 def test_of_one_channel(overrides: str, compose: Callable[..., Config]) -> None:
     """Only the first convolution is another; the network is recognised by its shapes."""

@@ -137,6 +137,7 @@ def test_multiply_adds_leaves_the_network_alone(on_meta: Build, build: Build, tr
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "paper"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
 def test_multiply_adds_are_the_papers_with_its_strides(on_meta: Build, depth: int, paper: float) -> None:
     """He et al. 2015, table 1: the stride of a bottleneck stands in its first convolution there."""

@@ -94,6 +94,7 @@ def test_torchvisions_weights_give_torchvisions_logits(on_meta: Build, depth: in
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_give_torchvisions_gradients(build: Build) -> None:
     theirs = torchvision_with_random_weights(18)
     ours = build(ResNet, 18, stem="imagenet", num_classes=1000).double()

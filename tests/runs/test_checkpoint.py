@@ -247,6 +247,7 @@ def test_whoever_reads_meanwhile_gets_the_old_or_the_new(path: Path) -> None:
     assert files(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_run_error_and_costs_no_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder, keep=1)
@@ -263,6 +264,7 @@ def test_a_full_disk_is_a_run_error_and_costs_no_checkpoint(tmp_path: Path) -> N
     assert_content(newest[1], step=1)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"^cannot write the checkpoint .*/step-00000001\.pt: Not a directory; the "):
@@ -449,6 +451,7 @@ def test_what_is_written_beside_is_what_was_there_when_it_began(checkpoints: Che
     assert (last["weights"] == 7).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told_by", ["check", "finish", "begin_save"])
 def test_what_fails_beside_is_told_once(tmp_path: Path, told_by: str) -> None:
     (tmp_path / "file").touch()
@@ -474,6 +477,7 @@ def test_a_process_that_ends_first_ends_its_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "last.pt")["weights"].sum() == 4_000_000
 
 
+@pytest.mark.slow
 def test_no_more_file_handles(tmp_path: Path) -> None:
     """Nothing can be opened: neither rows nor checkpoints; what is there stays whole."""
     checkpoints = Checkpoints(tmp_path, keep=1)

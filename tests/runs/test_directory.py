@@ -63,6 +63,7 @@ def test_threads_never_share_a_directory(tmp_path: Path) -> None:
     assert len(made) == len(set(made)) == 80
 
 
+@pytest.mark.slow
 def test_processes_never_share_a_directory(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from resnet_train.runs.directory import create; "
@@ -172,6 +173,7 @@ def test_one_within_another_writes_each_line_once(tmp_path: Path, logger: loggin
 # -------------------------------------------------------------------------------------------------------- configuration
 
 
+@pytest.mark.slow
 def test_a_configuration_is_read_as_it_was_written(tiny: Compose, tmp_path: Path) -> None:
     """Names that YAML could take for something else, very small numbers, nothing at all, lists."""
     assert read_config(tmp_path) is None
@@ -182,6 +184,7 @@ def test_a_configuration_is_read_as_it_was_written(tiny: Compose, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_what_concerns_one_session_alone_is_not_kept(tiny: Compose, tmp_path: Path) -> None:
     config = tiny("resume_force=true")
     config.resume = "outputs/a"

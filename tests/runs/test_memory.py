@@ -17,6 +17,7 @@ from resnet_train.runs.memory import amount, check_memory, total_bytes
 from resnet_train.train import run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "got"),
     [
@@ -57,6 +58,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_allocated(
         assert os.listdir(tmp_path) == [], "not even a directory"
 
 
+@pytest.mark.slow
 def test_the_command_line_answers_at_once(shell: Any, tiny_overrides: tuple[str, ...]) -> None:
     program = (sys.executable, "-m", "resnet_train.train")
     code, out, err = shell.call(*tiny_overrides, "dataset.num_train=999999999", program=program)

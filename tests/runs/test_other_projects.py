@@ -186,6 +186,7 @@ def assert_the_same_function(theirs: nn.Module, ours: nn.Module, size: int) -> N
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_function(trained: Callable[[str], nn.Module], tmp_path: Path, name: str) -> None:
     theirs = trained(name)
@@ -196,6 +197,7 @@ def test_the_same_function(trained: Callable[[str], nn.Module], tmp_path: Path, 
     assert_the_same_function(theirs, ours, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", ["akamaster's resnet20", "kuangliu's ResNet18"])
 def test_every_kind_of_file(trained: Callable[[str], nn.Module], tmp_path: Path, name: str, file: str) -> None:

@@ -32,6 +32,7 @@ def test_captions_stay_below_their_image(size: int) -> None:
     assert (page[:, :half] < 100).any() and (page[:, half + 8 :] == 255).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 10, 120])
 def test_a_confusion_matrix_darkens_where_the_counts_are(number: int) -> None:
     names = [f"$class_{one} 猫 " + "x" * 40 for one in range(number)]  # no TeX, not too long, whatever the fonts

@@ -94,6 +94,7 @@ def test_what_a_recipe_expects_is_no_change(compose: Compose) -> None:
     assert changes(older | {"expected": {"mean": 1.0}}, config) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "allowed"),
     [

@@ -69,6 +69,7 @@ def test_the_overrides_are_in_both(tmp_path: Path) -> None:
     assert saved_invocation(tmp_path) == Invocation([], [])
 
 
+@pytest.mark.slow
 def test_what_is_corrupt_or_missing_is_named(tiny: Compose, tmp_path: Path) -> None:
     content = {"invocation": {"flags": [], "overrides": ["seed=1"]}}
 
@@ -97,6 +98,7 @@ def test_what_is_corrupt_or_missing_is_named(tiny: Compose, tmp_path: Path) -> N
     assert "config.yaml" not in found(content)[0]
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_a_link_is_not_read(tiny: Compose, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_config(tiny(), tmp_path)

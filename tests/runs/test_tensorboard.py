@@ -177,6 +177,7 @@ def test_hparams_are_the_numbers_and_texts_that_are_set(tiny: Compose, compose: 
 # -------------------------------------------------------------------------------------------------------- a real server
 
 
+@pytest.mark.slow
 def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config, tensorboard_server: Serve) -> None:
     (tmp_path / "run").mkdir()
     board = TensorBoard(tmp_path / "run", config, from_step=0)
@@ -208,6 +209,7 @@ def test_a_server_shows_a_run_while_it_trains(tmp_path: Path, config: Config, te
         assert groups[0]["hparams"] == group["hparams"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--load_fast=false", "--load_fast=auto"])  # its two readers
 def test_a_server_shows_accuracy_and_loss_of_what_a_sweep_varies(
     tmp_path: Path, config: Config, tensorboard_server: Serve, flag: str

@@ -83,6 +83,7 @@ def test_weights_that_are_given_as_numbers_are_meant(asked: Any) -> None:
     assert corrected_twice(asked, LABELS, CLASSES) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "warned"),
     [

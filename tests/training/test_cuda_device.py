@@ -31,6 +31,7 @@ def old_driver(tmp_path: Path, compiler: str) -> dict[str, str]:
     return {"LD_LIBRARY_PATH": os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])}
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_too_old_is_told_in_the_header(shell: Shell, old_driver: dict[str, str]) -> None:
     arguments = [word for word in TINY if word != "device=cpu"]
     code, out, err = shell.call(*arguments, "epochs=null", "steps=1", **old_driver)
@@ -42,6 +43,7 @@ def test_a_driver_that_is_too_old_is_told_in_the_header(shell: Shell, old_driver
     )
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_asked_for_and_cannot_be_used(shell: Shell, old_driver: dict[str, str]) -> None:
     code, _, err = shell.call(*TINY, "device=cuda", "epochs=null", "steps=1", **old_driver)
     assert code == 2 and len(err.splitlines()) == 1

@@ -135,6 +135,7 @@ def make_step(state: TrainState, step: Step, batch: tuple[Tensor, Tensor], numbe
     return [value.item().hex() for value in (output.loss, output.accuracy, grad_norm(state, output))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 def test_replays_make_the_same_steps(compare: Make, options: StepOptions, optimizer: dict[str, Any]) -> None:
@@ -177,6 +178,7 @@ def test_a_learning_rate_of_zero_does_not_hide_that_it_was_recorded(small_state:
     assert graphed.outcome.reason == "a replay differs from the step that it stands for, in the parameters"
 
 
+@pytest.mark.slow
 def test_a_run_continued_from_a_checkpoint(small_state: Make, small_batch: Make, assert_same: AssertSame) -> None:
     whole, first, second = (small_state(ema=True) for _ in range(3))
     launched = LaunchedStep(whole, options=EVERYTHING, device=CPU)
@@ -228,7 +230,7 @@ def test_a_recording_that_fails(
 def test_a_recording_that_fails_anywhere(compare: Make, options: StepOptions, others: dict[str, Any]) -> None:
     whole = EmulatedRecorder()
     assert compare(whole, options, steps=5, **others).outcome.graph
-    for at in range(0, len(whole.operations), 1 + len(whole.operations) // 200):
+    for at in range(0, len(whole.operations), 1 + len(whole.operations) // 100):
         graphed = compare(EmulatedRecorder(refuse_at=at), options, steps=5, **others)
         assert graphed.outcome.reason.startswith(f"it failed: operation {at}, ")
 
@@ -295,6 +297,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("options", "others"), FAULTY, ids=str)
 @pytest.mark.usefixtures("exact_or_not")
@@ -337,7 +340,7 @@ def test_replays_that_are_wrong_by_one_operation(
     assert compare(whole, options, **others).outcome.graph
     memory = ("aten.empty", "aten.new_")  # these operations compute nothing
     numbers = [at for at, one in enumerate(whole.operations) if not str(one.call).startswith(memory)]
-    numbers = numbers[:: 1 + len(numbers) // 200]
+    numbers = numbers[:: 1 + len(numbers) // 100]
     found = [
         not compare(EmulatedRecorder(replayed=wrong_at(at, left_out=left_out)), options, **others).outcome.graph
         for at in numbers
@@ -370,6 +373,7 @@ def train(config: Config, directory: Path, recorder: EmulatedRecorder | None) ->
         return complete(run, session, config, stop)
 
 
+@pytest.mark.slow
 def test_the_summary_and_the_log_say_what_became_of_it(
     tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

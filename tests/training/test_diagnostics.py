@@ -53,6 +53,7 @@ def test_the_training_is_the_same_to_the_bit(
     assert_same(ends[0], ends[1])
 
 
+@pytest.mark.slow
 def test_every_layer_block_and_class_is_shown_at_each_evaluation(
     tiny: Tiny, tmp_path: Path, rows: Rows, events: Events
 ) -> None:
@@ -90,6 +91,7 @@ def test_every_layer_block_and_class_is_shown_at_each_evaluation(
     assert hits / sum(classes) == pytest.approx(float(table[steps[-1]]["accuracy/test"]))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_each_once(tiny: Tiny, tmp_path: Path) -> None:
     """After a checkpoint that lies before the newest evaluation, and after the end; with the server's own reader."""
     pytest.importorskip("matplotlib")

@@ -93,6 +93,7 @@ def test_it_stops_where_the_accuracy_has_not_risen(
     assert table == rows(long)[: len(table)]
 
 
+@pytest.mark.slow
 def test_it_is_finished_and_left_alone(tiny: Tiny, stopped: tuple[Path, Summary], expected: int) -> None:
     directory, result = stopped
     config = tiny(*LONG, *KEPT, EARLY)
@@ -120,6 +121,7 @@ def test_without_its_checkpoints_it_is_finished_all_the_same(
     assert finished_already(tiny(*LONG, *KEPT), directory) is None
 
 
+@pytest.mark.slow
 def test_with_more_patience_it_becomes_the_long_run(
     tiny: Tiny, long: Path, stopped: tuple[Path, Summary], tmp_path: Path, assert_same: Any
 ) -> None:
@@ -130,6 +132,7 @@ def test_with_more_patience_it_becomes_the_long_run(
     assert_same(state_of(directory, STEPS), state_of(long, STEPS))
 
 
+@pytest.mark.slow
 def test_killed_before_its_summary_it_is_only_finished(
     tiny: Tiny, stopped: tuple[Path, Summary], tmp_path: Path, events: Any
 ) -> None:
@@ -146,6 +149,7 @@ def test_killed_before_its_summary_it_is_only_finished(
         ], tag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [1, PATIENCE * EVERY - 1])
 def test_resumed_it_stops_at_the_same_step(
     tiny: Tiny, stopped: tuple[Path, Summary], expected: int, tmp_path: Path, cut_back: Any, assert_same: Any, back: int

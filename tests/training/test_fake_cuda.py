@@ -129,6 +129,7 @@ AUGMENTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("room", [ROOM, NO_ROOM], ids=["on the device", "in host memory"])
 def test_no_batch_waits(free: Callable[[int], None], augmentation: str, room: int) -> None:

@@ -32,6 +32,7 @@ def is_frozen(name: str) -> bool:
     return name.startswith(("conv1.", "bn1.", "layer1.", "layer2.0.bn1."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 @pytest.mark.usefixtures("compiler")
@@ -56,6 +57,7 @@ def test_what_is_frozen_stays_and_the_rest_trains(
     assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "resumed/metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 @pytest.mark.parametrize("preactivation", ["false", "true"])
 @pytest.mark.parametrize("frozen", [["layer2"], ["conv1", "bn1", "layer1"], ["layer1", "layer2", "layer3"]])
@@ -116,6 +118,7 @@ def test_names_that_cannot_be_frozen(tiny: Tiny, names: str, message: str) -> No
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_nothing(shell: Shell) -> None:
     code, out, err = shell.call(*TINY, "freeze=[layer9]")
     assert (code, err.count("\n")) == (2, 1)
@@ -124,6 +127,7 @@ def test_a_refusal_leaves_nothing(shell: Shell) -> None:
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_the_header_says_it_and_random_weights_are_warned_of(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +148,7 @@ def test_the_header_says_it_and_random_weights_are_warned_of(
     assert result.parameters == whole.parameters, "of the network, trained or not"
 
 
+@pytest.mark.slow
 def test_another_choice_is_another_run(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1", "freeze=[conv1]"), directory=tmp_path)
     with pytest.raises(ConfigError, match=r"another run .*: freeze: saved \['conv1'\], requested \[\]\. Leave"):

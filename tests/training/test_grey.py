@@ -39,6 +39,7 @@ def first_convolution(directory: Path) -> torch.Tensor:
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_it_trains_alike_with_either_kernels(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
     assert first_convolution(trained).shape == (16, 1, 3, 3)
@@ -51,6 +52,7 @@ def test_it_trains_alike_with_either_kernels(trained: Path, tiny: Tiny, tmp_path
     torch.testing.assert_close(plain, fused, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [28, 33, 224])
 def test_sizes(size: int, tiny: Tiny, tmp_path: Path) -> None:
     small = ("dataset.num_train=8", "dataset.num_test=4", "batch_size=4", "model.width=0.25", "kernels=auto")
@@ -58,6 +60,7 @@ def test_sizes(size: int, tiny: Tiny, tmp_path: Path) -> None:
     assert summary.last["test"].count == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_bit(
     tiny: Tiny, tmp_path: Path, cut_back: Callable[..., Path], assert_same: Callable[[Any, Any], None]
 ) -> None:
@@ -70,6 +73,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
         run(tiny(*MIXED, "epochs=null", "steps=10", "model.width=1"), directory=tmp_path / "resumed")
 
 
+@pytest.mark.slow
 def test_a_run_of_0_2_0_which_had_no_such_key_goes_on(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +122,7 @@ def test_grey_images_are_the_luma_of_colours(tiny: Tiny) -> None:
     assert np.array_equal(grey[7, ..., 0], np.asarray(Image.fromarray(colour[7]).convert("L")))
 
 
+@pytest.mark.slow
 def test_weights_for_colours_begin_a_grey_run_and_the_other_way_round(
     trained: Path, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +142,7 @@ def test_weights_for_colours_begin_a_grey_run_and_the_other_way_round(
     torch.testing.assert_close(start["grey"], first_convolution(tmp_path / "colour").sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_the_table_of_a_network_has_its_channels(tiny_overrides: tuple[str, ...], shell: Any) -> None:
     code, out, err = shell.call(*tiny_overrides, *GREY, "model.width=1", "summary=true")
     assert code == 0, err

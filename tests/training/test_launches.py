@@ -194,6 +194,7 @@ def operations(state: TrainState, options: StepOptions, *, few: bool) -> list[st
     return found.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "precision", "few", "most"),
     [

@@ -22,6 +22,7 @@ Tiny = Callable[..., Config]
 LENGTH = ("epochs=null", "steps=5", "dataset.val_size=40", "eval_every=2steps", "log_every=1", "ema_decay=0.9")
 
 
+@pytest.mark.slow
 def test_each_session_makes_a_step(tiny: Tiny, tmp_path: Path, assert_same: Callable[..., None]) -> None:
     """However short it is: so the end is reached, and it is that of the undisturbed run."""
     straight = run(tiny(*LENGTH), directory=tmp_path / "straight")

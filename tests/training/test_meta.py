@@ -50,6 +50,7 @@ def meta_data(batch_size: int, size: int, **augment: Any) -> TrainData:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(
     ("options", "augment"),

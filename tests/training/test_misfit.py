@@ -39,6 +39,7 @@ def refusal(model: torch.nn.Module, weights: Weights, **options: Any) -> ConfigE
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("here", "there", "advice"),
     [
@@ -74,6 +75,7 @@ def test_the_advice_makes_them_fit(
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_table(network: Callable[..., CifarResNet | ResNet]) -> None:
     weights = network("model=resnet18", "model.stem=imagenet", num_classes=1000).state_dict()
     weights = {**weights, "\x1b[2J": torch.ones(1)}
@@ -100,6 +102,7 @@ def test_a_long_table_is_cut(network: Callable[..., CifarResNet | ResNet]) -> No
     assert max(map(len, lines)) < 80
 
 
+@pytest.mark.slow
 def test_the_classifier_may_differ_or_not(network: Callable[..., CifarResNet | ResNet]) -> None:
     """It may where a run begins with the weights; not where they are evaluated."""
     weights = network("model=resnet20", num_classes=100).state_dict()
@@ -133,6 +136,7 @@ def test_what_is_recognised(changes: dict[str, Any], expected: Recognised | None
     assert recognise(shapes) == expected
 
 
+@pytest.mark.slow
 def test_on_the_command_line(
     tiny_overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Con
     return lambda *overrides: load_config([*data, *small, "schedule.warmup=0", *overrides])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_official_split(
     config: Callable[..., Config],
     tmp_path: Path,

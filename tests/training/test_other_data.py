@@ -88,6 +88,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "named"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
 def test_other_data_are_refused_by_name(
     photos: Path, tmp_path: Path, change: Callable[[Path], None], named: str
@@ -105,6 +106,7 @@ def test_other_data_are_refused_by_name(
     assert read_checkpoint(directory / "checkpoints/last.pt")["classes"] == before["classes"] == ["cats", "dogs"]
 
 
+@pytest.mark.slow
 def test_other_data_can_be_forced_and_that_is_kept(photos: Path, tmp_path: Path) -> None:
     run(configured(photos), directory=tmp_path / "run")
     add_images(photos)
@@ -113,6 +115,7 @@ def test_other_data_can_be_forced_and_that_is_kept(photos: Path, tmp_path: Path)
     assert run(configured(photos, steps=12), directory=tmp_path / "run").steps == 12, "from here on these are the data"
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_data_is_the_same_data(photos: Path, tmp_path: Path) -> None:
     """With other times of writing, in another place, without the cache."""
     run(configured(photos), directory=tmp_path / "run")
@@ -153,6 +156,7 @@ def strip(directory: Path, **changes: Any) -> None:
         write_checkpoint(path, content | changes)
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_0_is_compared_by_its_classes(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +171,7 @@ def test_a_run_of_version_0_1_0_is_compared_by_its_classes(
         run(configured(photos, steps=9), directory=tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_a_split_of_version_0_1_0_is_refused(photos: Path, tmp_path: Path) -> None:
     run(configured(photos, "dataset.val_size=6"), directory=tmp_path / "run")
     strip(tmp_path / "run")
@@ -174,6 +179,7 @@ def test_a_split_of_version_0_1_0_is_refused(photos: Path, tmp_path: Path) -> No
         run(configured(photos, "dataset.val_size=6", steps=9), directory=tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stripped", [False, True])
 def test_val_chooses_beside_test_where_versions_before_scored_it(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, stripped: bool
@@ -209,6 +215,7 @@ def test_a_class_that_cannot_be_measured_is_refused(photos: Path, tmp_path: Path
     assert not (tmp_path / "run").exists() or not [*(tmp_path / "run").glob("**/*.pt")]
 
 
+@pytest.mark.slow
 def test_a_table_may_lie_elsewhere_and_not_say_another_thing(photos: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run(configured(photos, f"dataset.labels={table_of(photos)}"), directory=directory)
@@ -304,6 +311,7 @@ def test_the_labels_of_a_table_go_through_the_other_commands(photos: Path, shell
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_run_without_the_keys_of_today_is_resumed(photos: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run(configured(photos), directory=directory)
@@ -330,6 +338,7 @@ def held_out(photos: Path, seed: int = 0) -> set[bytes]:
     return val
 
 
+@pytest.mark.slow
 def test_an_image_more_moves_at_most_one_other(photos: Path) -> None:
     before = held_out(photos)
     moves = []
@@ -346,6 +355,7 @@ def test_an_image_more_moves_at_most_one_other(photos: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- init_from
 
 
+@pytest.mark.slow
 def test_rows_of_the_classifier_go_by_the_names_of_the_classes(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -97,6 +97,7 @@ def test_compilation_without_a_compiler(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "kernels"),
     [

@@ -119,6 +119,7 @@ def test_every_file_but_the_checkpoints_may_be_lost(
     assert ("rows of" in log) == bool(faults[3])
 
 
+@pytest.mark.slow
 def test_a_finished_run_keeps_its_last_row(straight: Path, tmp_path: Path, tiny: Tiny) -> None:
     """The score of the best weights is measured after the last checkpoint; a longer run still has it."""
     directory = shutil.copytree(straight, tmp_path / "run")
@@ -128,6 +129,7 @@ def test_a_finished_run_keeps_its_last_row(straight: Path, tmp_path: Path, tiny:
     assert (straight / "metrics.csv").read_text().splitlines()[-1] == rows[6]
 
 
+@pytest.mark.slow
 def test_numbers_are_on_disk_before_the_summary_says_that_the_run_finished(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_numbers_are_on_disk_before_the_summary_says_that_the_run_finished(
     assert names[-1] == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_file_system_that_cannot_sync_folders(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync = os.fsync
 
@@ -167,6 +170,7 @@ def begin(config: Config, directory: Path) -> None:
         session.tensorboard.close("failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [True, False], ids=["config.yaml written", "killed before that"])
 def test_a_run_that_was_made_longer_and_killed_is_the_longer_run(tiny: Tiny, tmp_path: Path, copied: bool) -> None:
     directory = tmp_path / "outputs" / "run"
@@ -186,6 +190,7 @@ def test_a_run_that_was_made_longer_and_killed_is_the_longer_run(tiny: Tiny, tmp
         latest(tmp_path / "outputs")
 
 
+@pytest.mark.slow
 def test_what_was_forced_before_a_kill_is_kept(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1"), directory=tmp_path)
     begin(tiny("epochs=2", "optim.lr=0.05", "resume_force=true"), tmp_path)
@@ -233,6 +238,7 @@ def test_a_finished_run_is_made_longer_and_killed(shell: Shell, more: tuple[str,
 # ---------------------------------------------------------------------------------------------------------- left behind
 
 
+@pytest.mark.slow
 def test_temporary_files_of_killed_processes_are_removed(
     straight: Path, tmp_path: Path, cut_back: CutBack, tiny: Tiny
 ) -> None:

@@ -17,6 +17,7 @@ from resnet_train.training.profiling import device_times
 Tiny = Callable[..., Config]
 
 
+@pytest.mark.slow
 def test_a_profile(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         run(tiny("epochs=null", "steps=16", "profile=true"), directory=tmp_path)

@@ -98,6 +98,7 @@ def recorded(losses_of: Callable[[str, torch.dtype], list[float]]) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_in_float64(
     losses_of: Callable[[str, torch.dtype], list[float]], recorded: dict[str, list[float]], network: str
@@ -105,6 +106,7 @@ def test_in_float64(
     assert losses_of(network, torch.float64) == pytest.approx(recorded[network], rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_in_float32(
     losses_of: Callable[[str, torch.dtype], list[float]], recorded: dict[str, list[float]], network: str

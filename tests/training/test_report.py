@@ -57,6 +57,7 @@ def test_a_line_says_what_was_measured_and_the_speed_since_the_line_before(
     ]
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_to_try(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object, **_more: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

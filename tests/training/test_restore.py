@@ -74,6 +74,7 @@ def test_resume_is_bit_identical(
         ], tag
 
 
+@pytest.mark.slow
 def test_a_run_cut_after_its_last_step_is_only_finished(tiny: Tiny, tmp_path: Path, events: Events) -> None:
     config = tiny("epochs=null", "steps=8", "dataset.val_size=40", "checkpoint.every=2steps", "checkpoint.keep=9")
     straight = run(config, directory=tmp_path / "straight")
@@ -89,6 +90,7 @@ def test_a_run_cut_after_its_last_step_is_only_finished(tiny: Tiny, tmp_path: Pa
         ], tag
 
 
+@pytest.mark.slow
 def test_finished_already(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny("epochs=1")
     first = run(config, directory=tmp_path)
@@ -97,6 +99,7 @@ def test_finished_already(tiny: Tiny, tmp_path: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_and_says_so(
     tiny: Tiny, tmp_path: Path, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +114,7 @@ def test_a_longer_run_continues_and_says_so(
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -137,6 +141,7 @@ def test_precision_is_compared_by_what_it_means(tiny: Tiny, tmp_path: Path) -> N
     assert run(tiny("epochs=2", "precision=bf16"), directory=tmp_path).steps == 13
 
 
+@pytest.mark.slow
 def test_a_shorter_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=2"), directory=tmp_path)
     with pytest.raises(ConfigError, match=r"has made 13 steps already, expected at most the 7 that are asked for"):
@@ -146,6 +151,7 @@ def test_a_shorter_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert saved["epochs"] == 2  # a refused request leaves no trace
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_gives_way_to_the_one_before(
     tiny: Tiny, tmp_path: Path, cut_back: CutBack, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,6 +172,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(
 RUN_0_1_0 = Path(__file__).parents[1] / "data" / "run-0.1.0"
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_0_continues(
     compose: Tiny, tmp_path: Path, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,6 +199,7 @@ def test_a_run_of_version_0_1_0_continues(
     assert (state["step"], state["last"]["test"]["count"], state["ema"].keys()) == (30, 50, state["model"].keys())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("epochs=1", "checkpoint.keep=9"), directory=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "train.log"}
@@ -200,6 +208,7 @@ def test_a_run_that_is_refused_changes_nothing(tiny: Tiny, tmp_path: Path) -> No
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.slow
 def test_what_is_forced_is_said_and_kept(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tiny("epochs=1"), directory=tmp_path)
     overrides = ("epochs=2", "optim.lr=0.05", "precision=bf16", "kernels=plain", "resume_force=true")
@@ -231,6 +240,7 @@ def test_a_run_begins_with_the_weights_of_another(tiny: Tiny, tmp_path: Path, ca
             assert all(torch.equal(start[name], source["ema"][name]) for name in start), "the moving average, if any"
 
 
+@pytest.mark.slow
 def test_the_classifier_may_differ(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file of weights does not name its classes: what does not fit is left alone."""
     run(tiny("epochs=1"), directory=tmp_path / "first")

@@ -38,6 +38,7 @@ def pixels(found: EventAccumulator, tag: str) -> Any:
     return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("val_size", [0, 40])
 def test_the_pictures_are_of_the_weights_that_give_the_result(
     tiny: Tiny, tmp_path: Path, events: Events, val_size: int
@@ -61,6 +62,7 @@ def test_the_pictures_are_of_the_weights_that_give_the_result(
     assert {event.step for tag in (CONFUSION, MISTAKES) for event in found.Images(tag)} == {summary.steps}
 
 
+@pytest.mark.slow
 def test_a_run_cut_after_its_last_step_has_them_once(tiny: Tiny, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     config = tiny("epochs=null", "steps=6", "dataset.num_test=100")
@@ -96,6 +98,7 @@ def test_sheets_of_any_size_and_many_classes(size: int, classes: int) -> None:
     assert page.shape[0] < page.shape[1], "eight in a row, four rows at most"
 
 
+@pytest.mark.slow
 def test_logits_of_a_huge_split_are_not_kept(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +112,7 @@ def test_logits_of_a_huge_split_are_not_kept(
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_a_second_does_not_draw(tiny: Tiny, tmp_path: Path, events: Events) -> None:
     run(tiny("epochs=null", "steps=2", "dataset.num_test=99"), directory=tmp_path)
     assert events(tmp_path).Tags()["images"] == ["augmented training images"]
@@ -124,6 +128,7 @@ def test_what_cannot_be_drawn_is_told(tiny: Tiny, tmp_path: Path, caplog: pytest
     board.close("finished")
 
 
+@pytest.mark.slow
 def test_without_matplotlib_a_run_ends_well_and_names_the_extra(
     tiny_overrides: tuple[str, ...], tmp_path: Path
 ) -> None:

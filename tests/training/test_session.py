@@ -34,6 +34,7 @@ def limited(shell: Shell, *arguments: str, size: int) -> tuple[int, str, str]:
     return started.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "size", "left"), [("imagenet", 33, 9), ("imagenet", 64, None), ("cifar", 33, None)])
 def test_the_stem_of_imagenet_on_small_images(
     tiny: Callable[..., Config],

@@ -72,6 +72,7 @@ def test_building_leaves_no_trace(
     ]
 
 
+@pytest.mark.slow
 def test_two_builds_begin_with_the_same_weights(tiny: Tiny) -> None:
     first, second, other = (build(tiny(f"seed={seed}")).state.model.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -90,6 +91,7 @@ FOUR = ("dataset.image_size=4", "dataset.augment.crop_padding=0")
 ORIGINAL = ("model=resnet18", "model.depth=18", "model.width=0.0625", "model.stem=imagenet", "dataset.image_size=32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "fix"),
     [
@@ -116,6 +118,7 @@ def test_one_image_of_several_pixels_is_enough(tiny: Tiny) -> None:
     assert built.train_step(*built.train_data.batch(0), lr=0.1).loss.isfinite()
 
 
+@pytest.mark.slow
 def test_launches_are_saved_where_there_are_any(tiny: Tiny) -> None:
     run = build(tiny("kernels=plain"))
     assert run.forward is run.state.model

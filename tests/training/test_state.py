@@ -45,6 +45,7 @@ def train(state: TrainState, data: TrainData, options: StepOptions, *, until: in
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -76,6 +77,7 @@ def test_continuing_is_the_same_as_never_having_stopped(
     assert len(set(losses)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("layout", ["true", "false"])
 def test_another_layout_continues_the_same_training(tiny: Compose, tmp_path: Path, optimizer: str, layout: str) -> None:
@@ -126,6 +128,7 @@ def test_a_scaler_in_use_is_loaded(tiny: Compose) -> None:
     assert states[1].scaler.get_scale() == 1024.0
 
 
+@pytest.mark.slow
 def test_a_scaler_of_a_run_that_had_none_is_new(tiny: Compose) -> None:
     """``precision=fp16`` where it was bf16, by ``resume_force``."""
     saved, _, _ = fresh(tiny())
@@ -152,6 +155,7 @@ def test_a_state_is_tensors_and_plain_types(tiny: Compose, assert_same: AssertSa
     assert "layer1.0.conv1.weight" in state.state_dict()["ema"]
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_where_there_is_one(tiny: Compose) -> None:
     without, _, _ = fresh(tiny())
     averaged, data, options = fresh(tiny("ema_decay=0.9"))
@@ -164,6 +168,7 @@ def test_the_average_is_evaluated_where_there_is_one(tiny: Compose) -> None:
     assert not any(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -85,6 +85,7 @@ def test_noise_is_within_the_bound_and_not_equal(trained: tuple[TrainState, Stat
     assert disagreement(StateCopy.of(state), expected, before, bound=0.0) == "parameters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [0.0, BOUND])
 def test_each_tensor_that_was_left_out_is_found(trained: tuple[TrainState, StateCopy], bound: float) -> None:
     """One at a time keeps the value that it had before, or, if its kind counts, misses the count."""

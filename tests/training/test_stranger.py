@@ -65,6 +65,7 @@ def test_links_lead_nowhere(sent: Path, cut_back: CutBack, tmp_path: Path, name:
         assert (directory / "metrics.csv").read_bytes() == (sent / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoints", "profile"])
 def test_folders_that_are_links_are_not_written_to(sent: Path, cut_back: CutBack, tmp_path: Path, name: str) -> None:
     directory = cut_back(sent, tmp_path / "run", step=4)
@@ -87,6 +88,7 @@ def test_folders_that_are_links_are_not_written_to(sent: Path, cut_back: CutBack
         assert f"no trace is written: {directory}/profile is a link, which is not followed; remove it" in out
 
 
+@pytest.mark.slow
 def test_what_would_control_a_terminal_is_escaped(sent: Path, cut_back: CutBack, tmp_path: Path) -> None:
     directory = cut_back(sent, tmp_path / "run", step=4)
     path = directory / "checkpoints/step-00000004.pt"
@@ -111,6 +113,7 @@ def test_what_would_control_a_terminal_is_escaped(sent: Path, cut_back: CutBack,
     assert err.rstrip("\n").isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -138,6 +141,7 @@ def test_a_summary_is_not_believed(sent: Path, tmp_path: Path, change: dict[str,
     assert found.steps == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -175,6 +179,7 @@ def test_a_whole_checkpoint_with_other_things_in_it(
         assert set(change) & {"forced", "invocation", "config"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [None, "model", "dataset"])
 @pytest.mark.parametrize("value", ["\x1b[2J\n", {"\x1b": 1}, ["\x9b"]], ids=str)
 def test_what_a_saved_configuration_holds_is_quoted_escaped(
@@ -197,6 +202,7 @@ def test_what_a_saved_configuration_holds_is_quoted_escaped(
         config |= before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_same_shape_is_taken(sent: Path, tmp_path: Path, tiny: Callable[..., Config]) -> None:
     """The test above changes what matters: unchanged, the run continues."""
     directory = shutil.copytree(sent, tmp_path / "run")

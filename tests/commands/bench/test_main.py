@@ -40,6 +40,7 @@ def test_all_loops_are_measured_side_by_side(shell: Shell) -> None:
     assert figures["first_step"].keys() == {"cold", "warm"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,6 +17,7 @@ def test_the_first_layer_needs_no_gradient_of_its_input() -> None:
     assert roof.images_per_second == pytest.approx(1 / (roof.compute + roof.memory))
 
 
+@pytest.mark.slow
 def test_the_machine_is_measured() -> None:
     cpu = torch.device("cpu")
     assert 0 < matmul_ceiling(cpu, torch.float32) < float("inf")

@@ -125,6 +125,7 @@ LAST, SPLIT = "after the last of 13 steps", "of the weights that were best on th
 FORCED = "after 7 steps: optim.lr: saved 1, requested 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expects", "config", "facts", "differences"),
     [

@@ -101,6 +101,7 @@ def test_overrides_have_their_columns_in_their_order_options_first(known: Known)
     assert list(gather([one, other])[0].columns) == ["model", "optim.lr", "optim.momentum"]
 
 
+@pytest.mark.slow
 def test_what_follows_from_a_recipe_has_no_column_if_all_have_one(known: Known) -> None:
     quick = known(overrides=["experiment=quick"])
     other = known(overrides=["experiment=other"], config={"optim.lr": 0.7, "batch_size": 8})

@@ -105,6 +105,7 @@ def test_what_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_answers_come_without_torch(shell: Shell, runs: Path) -> None:
     probe = (
         "import sys; from resnet_train.commands.report.main import main; main(); sys.exit(7 * ('torch' in sys.modules))"

@@ -244,6 +244,7 @@ def test_two_configurations_side_by_side(made: Made, page: Any, texts: Callable[
     click(page, "#compare input")
 
 
+@pytest.mark.slow
 def test_what_a_run_was_made_with(made: Made, page: Any, texts: Callable[[str], list[str]]) -> None:
     click(page, "#runs .run summary", "0.2-3")
     page.implicitly_wait(5)
@@ -290,6 +291,7 @@ def test_the_band_is_mean_and_deviation_over_the_seeds(made: Made, ask: Callable
     assert band == pytest.approx(mean + deviation)
 
 
+@pytest.mark.slow
 def test_runs_are_chosen(page: Any, ask: Callable[..., Any], texts: Callable[[str], list[str]]) -> None:
     boxes = "#curves .legend .all > li > label input"
     page.execute_script(f"document.querySelectorAll('{boxes}')[1].click()")
@@ -313,6 +315,7 @@ def test_runs_are_chosen(page: Any, ask: Callable[..., Any], texts: Callable[[st
     click(page, "#curves input[value=band]")
 
 
+@pytest.mark.slow
 def test_curves_zoom_together(page: Any, ask: Callable[..., Any]) -> None:
     from selenium.webdriver import ActionChains
 
@@ -351,6 +354,7 @@ def test_an_evaluation(ask: Callable[..., Any], texts: Callable[[str], list[str]
     assert HOSTILE in weakest
 
 
+@pytest.mark.slow
 def test_a_matrix_of_many_classes(page: Any, ask: Callable[..., Any]) -> None:
     page.execute_script(
         "const choice = document.querySelector('#evaluations select'); choice.value = 1;"
@@ -370,6 +374,7 @@ def test_a_matrix_of_many_classes(page: Any, ask: Callable[..., Any]) -> None:
 # --------------------------------------------------------------------------------------------------------------- theme
 
 
+@pytest.mark.slow
 def test_light_and_dark(page: Any, ask: Callable[..., Any]) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     ink = f"{LOSS}.layout.font.color"
@@ -407,6 +412,7 @@ def test_hostile_texts_stay_texts(page: Any, ask: Callable[..., Any], texts: Cal
     assert told.startswith("&lt;/script&gt;&lt;script&gt;") and "&amp;amp; taken for class 0: " in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
 def test_no_width_scrolls_the_page(page: Any, ask: Callable[..., Any], width: int) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
@@ -433,6 +439,7 @@ def test_nothing_was_asked_for_and_nothing_failed(made: Made, page: Any) -> None
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
+@pytest.mark.slow
 def test_runs_without_a_result(runs: Path, tmp_path: Path, browser: Any) -> None:
     shutil.copytree(runs / "diverged", tmp_path / "diverged")
     (tmp_path / "empty").mkdir()
