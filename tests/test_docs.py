@@ -176,6 +176,8 @@ def test_results_are_what_the_report_writes() -> None:
     text = text_of("docs/results/README.md")
     assert text.count("<!-- resnet-report ") >= 2
     assert runpy.run_path(str(ROOT / "scripts" / "results.py"))["written"](text) == text
+    cells = {cell.strip() for line in text.splitlines() if line.startswith("| ") for cell in line.split("|")}
+    assert set(re.findall(r"Test accuracy ([\d.]+(?: ± [\d.]+)?) %", text)) <= cells, "rounded in two ways"
     for path in ROOT.glob("docs/results/runs/*/*/*/*"):
         assert path.name in ("config.yaml", "invocation.json", "summary.json", "metrics.csv")
         assert not re.search(r"/(tmp|home|root|work)/", path.read_text()), path

@@ -56,20 +56,20 @@ class Recipes:
 
         None also where the recipe is not at hand.
         """
-        results = [100 * run.summary.result for run in runs if run.summary and run.summary.result is not None]
+        results = [run.summary.result for run in runs if run.summary and run.summary.result is not None]
         name = recipe_of(runs[0]) if results else None
         recipe = None if name is None else self._compose((*runs[0].flags, f"experiment={name}"))
         if name is None or recipe is None or recipe.expected is None:
             return None
         if runs[0].flat.get("dataset.name") != recipe.dataset.name:
             return None
-        verdict, interval = compare(results, recipe.expected)
+        verdict, interval = compare([100 * result for result in results], recipe.expected)
         return Grade(
             recipe=name,
             expected=recipe.expected,
             n=len(results),
-            mean=statistics.fmean(results),
-            std=statistics.stdev(results) if len(results) > 1 else None,
+            mean=100 * statistics.fmean(results),  # in this order, as the table has it: halves are rounded alike
+            std=100 * statistics.stdev(results) if len(results) > 1 else None,
             interval=interval,
             verdict=verdict,
             differences=differences(runs, lasting(recipe), recipe.expected),
