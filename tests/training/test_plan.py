@@ -18,6 +18,8 @@ from resnet_train.training.plan import build_compile, build_device, build_graph,
 Tiny = Callable[..., Config]
 CPU = torch.device("cpu")
 
+PLAIN_ON_CUDA = "long to start; compile=true is faster than plain kernels"
+
 
 def test_a_device_that_is_not_there() -> None:
     assert build_device("cpu") == CPU
@@ -39,7 +41,7 @@ def test_what_was_never_measured_is_not_chosen(monkeypatch: pytest.MonkeyPatch) 
     [
         ((), "cpu", (False, "slower than the fused kernels")),
         (("kernels=plain",), "cpu", (False, "no faster on the processors it was measured on")),
-        ((), "cuda", (False, "not measured yet on cuda")),
+        (("kernels=plain",), "cuda", (False, PLAIN_ON_CUDA)),
         (("compile=false",), "cuda", (False, "asked for")),
         (("compile=true",), "cuda", (True, "asked for")),
         (("compile=True",), "cpu", (True, "asked for")),
@@ -61,6 +63,13 @@ def test_the_choice_of_compilation(
     assert build_compile(config.compile, where, kernels=backend.name) == expected
     if config.compile == "true" and device == "cpu":
         assert (backend.name, backend.reason) == ("plain", "torch.compile makes its own")
+
+
+@pytest.mark.parametrize("kernels", ["fused", "plain"])
+def test_no_compilation_is_chosen_on_a_gpu(kernels: str) -> None:
+    chosen = build_compile("auto", torch.device("cuda"), kernels=kernels)
+    assert chosen == (False, {"fused": "slower than the fused kernels", "plain": PLAIN_ON_CUDA}[kernels])
+    assert build_compile("auto", torch.device("mps"), kernels="plain") == (False, "not measured yet on mps")
 
 
 @pytest.mark.parametrize(
