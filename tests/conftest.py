@@ -19,6 +19,7 @@ from resnet_train.cli.compose import load_config
 from resnet_train.cli.overrides import merge_overrides
 from resnet_train.config.run import Config
 from resnet_train.kernels import native
+from tests.warm import Warm
 
 # One thread, here and in the processes that tests start: the networks are small, and threads that wait for each other
 # on a busy machine are many times slower. Read when torch is imported, after this file.
@@ -145,6 +146,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------------------- processes
 
 
+WARM = Warm()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """The process that forks for programs ends with the tests."""
+    yield
+    WARM.close()
+
+
 @dataclass(frozen=True)
 class Shell:
     """Runs the project's programs in a folder, as processes."""
@@ -155,13 +166,16 @@ class Shell:
         self, *arguments: str, program: tuple[str, ...] | str = "resnet-train", cwd: Path | None = None, **env: str
     ) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a program that ends."""
+        environment, command = self.environment(**env), (*self.program(program), *arguments)
+        if isinstance(program, str) and WARM.serves(environment):
+            return WARM.call(command, cwd=cwd or self.folder, environment=environment)
         done = subprocess.run(
-            (*self.program(program), *arguments),
+            command,
             cwd=cwd or self.folder,
             capture_output=True,
             text=True,
             timeout=300,
-            env=self.environment(**env),
+            env=environment,
             stdin=subprocess.DEVNULL,
         )
         return done.returncode, done.stdout, done.stderr
