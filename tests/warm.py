@@ -20,7 +20,7 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "torch.utils.tensorboard", "hydra._internal.hydra", "PIL.Image", "tqdm")
 # Variables that Python and the libraries read when they start.
-READ_EARLY = ("PYTHON", "LANG", "LC_", "OMP_", "MKL_", "OPENBLAS", "TORCH", "CUDA", "LD_", "TRITON")
+READ_EARLY = ("PYTHON", "LANG", "LC_", "OMP_", "MKL_", "OPENBLAS", "TORCH_", "CUDA", "LD_", "TRITON")
 TIMEOUT_SECONDS = 300
 
 

@@ -110,7 +110,7 @@ def test_a_run_that_corrects_twice_warns_once(
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(shell: Shell) -> None:
     options = ("class_weights=inverse", "balanced_sampling=true", "accumulate=2", "label_smoothing=0.1")
-    length = ("epochs=null", "steps=300", "checkpoint.every=20steps", "log_every=1", "kernels=plain")
+    length = ("epochs=null", "steps=120", "checkpoint.every=20steps", "log_every=1", "kernels=plain")
     code, out, err = shell.call(*TINY, *options, *length, "hydra.run.dir=straight")
     assert code == 0, err
     assert re.search(r"classes    pattern 0 \d+ \(weight [\d.]+\), .*; drawn equally often", out)
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_to_the_bit(shell: Shell) -> None:
     shell.wait_for("killed/checkpoints/step-00000040.pt", started)
     os.kill(started.pid, signal.SIGKILL)
     started.communicate()
-    assert not (shell.folder / "killed/checkpoints/step-00000300.pt").exists()
+    assert not (shell.folder / "killed/checkpoints/step-00000120.pt").exists()
     code, _, err = shell.call("resume=killed", "class_weights=sqrt")
     assert code == 2 and "class_weights: saved inverse, requested sqrt" in err
     code, out, err = shell.call("resume=killed")
@@ -127,5 +127,5 @@ def test_a_killed_run_goes_on_to_the_bit(shell: Shell) -> None:
     one, other = (
         read_checkpoint(shell.folder / name / "checkpoints/last.pt")["state"] for name in ("straight", "killed")
     )
-    assert one["step"] == other["step"] == 300
+    assert one["step"] == other["step"] == 120
     assert all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())

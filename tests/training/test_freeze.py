@@ -163,7 +163,7 @@ def test_a_killed_run_ends_like_the_undisturbed_one(
 ) -> None:
     """Fine-tuning: `kill -9` in the middle, and the same command again."""
     run(tiny("epochs=1"), directory=shell.folder / "first")
-    words = (FROZEN, "init_from=first", "ema_decay=0.9", "epochs=null", "steps=300", "checkpoint.every=10steps")
+    words = (FROZEN, "init_from=first", "ema_decay=0.9", "epochs=null", "steps=120", "checkpoint.every=10steps")
     assert shell.call(*TINY, *words, "hydra.run.dir=straight")[0] == 0
     started = shell.start(*TINY, *words, "hydra.run.dir=cut")
     shell.wait_for("cut/checkpoints/step-00000030.pt", started)

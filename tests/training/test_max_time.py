@@ -48,19 +48,19 @@ def test_each_session_makes_a_step(tiny: Tiny, tmp_path: Path, assert_same: Call
 @pytest.mark.slow
 def test_a_process_saves_and_ends_with_75(shell: Shell, tiny: Tiny, assert_same: Callable[..., None]) -> None:
     """And is killed before its next checkpoint, and ends as if it had not been."""
-    words = (*TINY, "epochs=null", "steps=600", "checkpoint.every=500steps", "log_every=50", "hydra.run.dir=cut")
+    words = (*TINY, "epochs=null", "steps=160", "checkpoint.every=150steps", "log_every=10", "hydra.run.dir=cut")
     code, out, err = shell.call(*words, "max_time=1 s")
     assert (code, err) == (75, "")
-    assert "the time of max_time is up after 1 of 600 steps; everything is saved. Continue with: resnet-tr" in out
+    assert "the time of max_time is up after 1 of 160 steps; everything is saved. Continue with: resnet-tr" in out
     started = shell.start("resume=cut", "max_time=1:00:00")
     table = shell.folder / "cut/metrics.csv"
-    while started.poll() is None and not any(line.startswith("300,") for line in table.read_text().splitlines()):
+    while started.poll() is None and not any(line.startswith("80,") for line in table.read_text().splitlines()):
         time.sleep(0.01)
     os.kill(started.pid, signal.SIGKILL)
     out, _ = started.communicate()
     assert "changed for the rest of this run: max_time: saved 1 s, requested 1:00:00" in out
     assert shell.call(*words)[0] == 0
-    run(tiny("epochs=null", "steps=600", "log_every=50"), directory=shell.folder / "straight")
+    run(tiny("epochs=null", "steps=160", "log_every=10"), directory=shell.folder / "straight")
     assert_same(
         *(read_checkpoint(shell.folder / name / "checkpoints/last.pt")["state"] for name in ("straight", "cut"))
     )
