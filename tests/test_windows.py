@@ -101,12 +101,23 @@ def test_a_killed_run_is_resumed_and_a_running_one_left_alone(shell: Shell) -> N
     assert "resuming from" in out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_fast_tests_of_runs_files_and_the_command_line() -> None:
     rooms = ("tests/cli", "tests/runs", *(f"tests/data/test_{name}.py" for name in FILES_OF_DATA))
     left_out = [f"--ignore={path}" for path in POSIX_MODULES] + [f"--deselect={test}" for test in POSIX_TESTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *rooms, *left_out],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow and not thorough",
+            *rooms,
+            *left_out,
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": LACKING},
         capture_output=True,

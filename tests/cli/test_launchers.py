@@ -104,10 +104,10 @@ def test_nothing_is_written_for_a_refused_plugin(
     ("launcher", "signum", "whole_group", "code"),
     [
         ("basic", signal.SIGUSR1, False, 75),
-        ("joblib", signal.SIGTERM, False, 143),
+        pytest.param("joblib", signal.SIGTERM, False, 143, marks=pytest.mark.thorough),
         ("joblib", signal.SIGINT, True, 130),  # as a terminal sends it
         ("submitit_local", signal.SIGTERM, False, 143),
-        ("submitit_local", signal.SIGINT, True, 130),
+        pytest.param("submitit_local", signal.SIGINT, True, 130, marks=pytest.mark.thorough),
     ],
 )
 def test_a_signal_saves_the_jobs_that_run(

@@ -81,6 +81,7 @@ def only_run(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [
@@ -139,9 +140,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
-        (signal.SIGUSR1, 75),
-        (signal.SIGUSR2, 75),
-        (signal.SIGHUP, 129),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.thorough),
         (signal.SIGKILL, -9),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL"],

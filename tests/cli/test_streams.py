@@ -39,7 +39,11 @@ def test_the_encoding_is_that_of_the_stream() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "redirection", ["| head -1", ">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "PYTHONIOENCODING=ascii"]
+    "redirection",
+    [
+        *("| head -1", ">/dev/full", ">&- 2>&-", "PYTHONIOENCODING=ascii"),
+        *(pytest.param(one, marks=pytest.mark.thorough) for one in ("2>/dev/full", ">&-", "2>&-")),
+    ],
 )
 def test_a_run_finishes_without_a_listener(redirection: str, shell: Shell) -> None:
     program = shell.program("resnet-train")[0]

@@ -41,6 +41,7 @@ def test_a_user_without_a_home_trains(tmp_path: Path, tiny_overrides: tuple[str,
     assert "test accuracy" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["dataset.root", "dataset.cache", "dataset.labels", "init_from"])
 def test_a_home_that_is_not_there_is_named(tmp_path: Path, key: str) -> None:
     code, _, err = as_nobody(tmp_path, "dataset=imagefolder", "dataset.root=x", f"{key}=~/photos")

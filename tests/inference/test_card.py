@@ -34,6 +34,7 @@ def front_matter(card: str) -> Any:
     return yaml.safe_load(matter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tag"), [("onnx", "onnx"), ("pt2", "pytorch"), ("safetensors", "safetensors")])
 def test_front_matter(kind: str, tag: str, exported: Files, small: Trained) -> None:
     """As modelcard.md of huggingface/hub-docs has it."""

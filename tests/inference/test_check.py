@@ -32,6 +32,7 @@ def network(small: Trained) -> Callable[[float], TorchNetwork]:
     return changed
 
 
+@pytest.mark.slow
 def test_equal_networks(network: Callable[[float], TorchNetwork], small: Trained) -> None:
     check = compare(network(0), network(0), in_batches(own_images(small)))
     assert (check.images, check.largest_difference) == (20, 0)

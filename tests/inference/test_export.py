@@ -194,7 +194,12 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS.values(), ids=list(NETWORKS))
+@pytest.fixture(
+    params=[
+        pytest.param(words, id=name, marks=[pytest.mark.thorough] * (number % 2))
+        for number, (name, words) in enumerate(NETWORKS.items())
+    ]
+)
 def any_network(request: pytest.FixtureRequest, compose: Callable[..., Config]) -> Trained:
     """A network whose norms have statistics that matter, as after training."""
     config = compose(
@@ -255,7 +260,7 @@ def test_a_second_opinion(small: Trained, exported: Files, tmp_path: Path) -> No
         assert np.abs(older - newer).max() < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_test_images_of_cifar10(compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path) -> None:
     """Not twenty of them: ten thousand."""
     overrides = ("experiment=quick", "epochs=null", "steps=50", "schedule.warmup=0", "eval_every=50 steps")

@@ -716,7 +716,10 @@ GPUS = {75: "T4, RTX 20", 80: "A100", 86: "RTX 30", 89: "RTX 40, L4", 90: "H100,
 @of_triton("3.6", "3.7", "3.8")
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", GPUS, ids=GPUS.values())
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param(one, id=name, marks=[pytest.mark.thorough] * (one not in (75, 90))) for one, name in GPUS.items()],
+)
 def test_everything_compiles_for_every_gpu(
     compiled: Callable[[], Compiled], monkeypatch: pytest.MonkeyPatch, capability: int
 ) -> None:

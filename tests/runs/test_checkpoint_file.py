@@ -181,6 +181,7 @@ def test_a_small_file_cannot_ask_for_gigabytes(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["shape", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expanded", "billion laughs", "memo"))]
 )

@@ -215,7 +215,7 @@ def test_results_outlive_the_next_replay(small_state: Make, small_batch: Make) -
 FAULTY = [
     (OPTIONS[0], {}),
     (OPTIONS[2], {"loss_scale": 2.0**10, "dropout": 0.3, "optimizer": "adamw"}),
-    pytest.param(EVERYTHING, {"distributions": True}, marks=pytest.mark.slow),  # some 600 operations
+    pytest.param(EVERYTHING, {"distributions": True}, marks=pytest.mark.thorough),  # some 600 operations
 ]
 
 

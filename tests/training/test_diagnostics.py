@@ -32,6 +32,7 @@ def of(tags: list[str], group: str) -> set[str]:
     return {tag.removeprefix(f"{group}/") for tag in tags if tag.startswith(f"{group}/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

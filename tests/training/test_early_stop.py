@@ -70,6 +70,7 @@ def state_of(directory: Path, step: int) -> dict[str, Any]:
     return read_checkpoint(directory / f"checkpoints/step-{step:08d}.pt")["state"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_it_stops_where_the_accuracy_has_not_risen(
     long: Path, stopped: tuple[Path, Summary], expected: int, rows: Rows, assert_same: Any
 ) -> None:

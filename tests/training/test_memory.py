@@ -102,6 +102,7 @@ def test_memory_that_reading_takes_is_not_blamed_on_the_network() -> None:
 LIMITED = """
 import logging, resource, sys
 from pathlib import Path
+import numpy
 import torch
 from resnet_train import load_config, run
 from resnet_train.training import loop
@@ -111,6 +112,7 @@ logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 common = ["dataset=synthetic", "dataset.num_train=64", "model.width=1", "kernels=plain", "precision=fp32"]
 run(load_config([*common, "dataset.image_size=8", "dataset.num_test=8", "epochs=null", "steps=1", "batch_size=2"]),
     directory=Path(folder, "first"))
+numpy.ones((300, 300)) @ numpy.ones((300, 300))  # OpenBLAS takes its own memory at its first product, or aborts
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20,) * 2)

@@ -153,6 +153,7 @@ def test_on_the_command_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_weights_for_colours_in_a_network_of_grey_images() -> None:
     grey, colour = (build_model(load_config([]).model, num_classes=10, seed=0, channels=number) for number in (1, 3))
     shapes = r"\(expected \(16, 1, 3, 3\), got \(16, 3, 3, 3\)\)"

@@ -84,11 +84,12 @@ def scalars(found: EventAccumulator) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
         pytest.param(
-            faults, id="-".join(fault or "whole" for fault in faults), marks=[pytest.mark.slow] * (number % 7 > 0)
+            faults, id="-".join(fault or "whole" for fault in faults), marks=[pytest.mark.thorough] * (number % 3 > 0)
         )
         for number, faults in enumerate(subsets())
     ],
@@ -212,12 +213,12 @@ def test_a_run_that_goes_on_as_it_was_writes_no_checkpoint_first(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [("epochs=null", "steps=4000"), ("epochs=null", "steps=4000", "optim.lr=0.05", "resume_force=true")]
+    "more", [("epochs=null", "steps=1000"), ("epochs=null", "steps=1000", "optim.lr=0.05", "resume_force=true")]
 )
 def test_a_finished_run_is_made_longer_and_killed(shell: Shell, more: tuple[str, ...]) -> None:
     """By ``kill -9`` before its first new checkpoint; the same command continues, and so does ``resume=latest``."""
     assert shell.call(*TINY, "epochs=null", "steps=8", "hydra.run.dir=outputs/run")[0] == 0
-    started = shell.start("resume=outputs/run", *more, "checkpoint.every=3000steps", "log_every=1")
+    started = shell.start("resume=outputs/run", *more, "checkpoint.every=900steps", "log_every=1")
     table = shell.folder / "outputs/run/metrics.csv"
     while started.poll() is None and not any(line.startswith("50,") for line in table.read_text().splitlines()):
         time.sleep(0.01)

@@ -32,6 +32,7 @@ def test_the_length_in_epochs_is_as_it_was_asked_for() -> None:
     assert report.epochs(replace(TIMETABLE, epochs=3, total_steps=19)) == "3"
 
 
+@pytest.mark.slow
 def test_a_line_says_what_was_measured_and_the_speed_since_the_line_before(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,7 @@ CutBack = Callable[..., Path]
 AssertSame = Callable[[Any, Any], None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [pytest.param(7, marks=pytest.mark.slow), 9], ids=["end of an epoch", "middle of an epoch"]
 )

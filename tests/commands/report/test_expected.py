@@ -183,6 +183,7 @@ def test_no_recipe_no_expectation_no_grade(recipe: Callable[..., list[str]], kno
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
 def test_published_recipes_expect_what_the_paper_says(depth: int, compose: Callable[..., object]) -> None:
     """He et al. 2015, table 6: test error in %."""

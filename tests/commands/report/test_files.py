@@ -26,6 +26,7 @@ def report(runs: Path) -> Report:
     return Report(records, gather(records), "accuracy")
 
 
+@pytest.mark.slow
 def test_csv_has_every_metric_in_full(report: Report) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(report))))
     finished = [group for group in report.groups if group.runs]

@@ -176,6 +176,7 @@ def test_the_scripts_are_three_and_no_text_ends_one(made: Made) -> None:
 # ------------------------------------------------------------------------------------------------------- first screen
 
 
+@pytest.mark.slow
 def test_which_is_best_by_how_much_how_sure(made: Made, texts: Callable[[str], list[str]]) -> None:
     best, second = made.groups[:2]
     assert best.mean is not None and second.mean is not None and best.std is not None
@@ -186,6 +187,7 @@ def test_which_is_best_by_how_much_how_sure(made: Made, texts: Callable[[str], l
     assert "Clear." in difference and "95 % interval of the difference: +" in difference and second.label in difference
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_said(texts: Callable[[str], list[str]], page: Any) -> None:
     click(page, "#notes summary")
     assert texts("#notes summary") == ["1 thing left out"]
