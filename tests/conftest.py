@@ -19,7 +19,7 @@ from resnet_train.cli.compose import load_config
 from resnet_train.cli.overrides import merge_overrides
 from resnet_train.config.run import Config
 from resnet_train.kernels import native
-from tests.warm import Warm
+from tests.warm import WARM, Fork
 
 # One thread, here and in the processes that tests start: the networks are small, and threads that wait for each other
 # on a busy machine are many times slower. Read when torch is imported, after this file.
@@ -146,12 +146,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------------------- processes
 
 
-WARM = Warm()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def warm_processes() -> Iterator[None]:
-    """The process that forks for programs ends with the tests."""
+    """The process that forks for programs is there as long as the tests."""
+    WARM.open()
     yield
     WARM.close()
 
@@ -166,19 +164,16 @@ class Shell:
         self, *arguments: str, program: tuple[str, ...] | str = "resnet-train", cwd: Path | None = None, **env: str
     ) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a program that ends."""
-        environment, command = self.environment(**env), (*self.program(program), *arguments)
-        if isinstance(program, str) and WARM.serves(environment):
-            return WARM.call(command, cwd=cwd or self.folder, environment=environment)
-        done = subprocess.run(
-            command,
-            cwd=cwd or self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=environment,
-            stdin=subprocess.DEVNULL,
+        started = self.start(
+            *arguments, program=program, cwd=cwd, env=self.environment(**env), stdin=subprocess.DEVNULL
         )
-        return done.returncode, done.stdout, done.stderr
+        try:
+            out, err = started.communicate(timeout=300)
+        except BaseException:
+            started.kill()
+            started.communicate()
+            raise
+        return started.returncode, out, err
 
     def start(
         self,
@@ -191,7 +186,9 @@ class Shell:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = (*self.program(program), *arguments)
         options = {"env": self.environment()} | pipes | options
-        return subprocess.Popen(command, cwd=cwd or self.folder, text=True, **options)
+        simple = isinstance(program, str) and options.keys() <= {"env", "stdin", "stdout", "stderr"}
+        start = Fork if simple and WARM.serves(options["env"]) else subprocess.Popen
+        return start(command, cwd=cwd or self.folder, text=True, **options)
 
     def environment(self, **changed: str) -> dict[str, str]:
         """Variables of a shell in which the environment that runs the tests is active."""

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from resnet_train.runs.summary import read_summary
-from tests.conftest import TINY, WARM, Shell
+from tests.conftest import TINY, Shell
+from tests.warm import WARM
 
 FRESH = ("env", "resnet-train")
 

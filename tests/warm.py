@@ -11,17 +11,17 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = ("torch", "torch.utils.tensorboard", "hydra._internal.hydra", "PIL.Image", "tqdm")
 # Variables that Python and the libraries read when they start.
 READ_EARLY = ("PYTHON", "LANG", "LC_", "OMP_", "MKL_", "OPENBLAS", "TORCH_", "CUDA", "LD_", "TRITON")
-TIMEOUT_SECONDS = 300
 
 
 def read_early(environment: dict[str, str]) -> dict[str, str]:
@@ -33,18 +33,21 @@ class Warm:
     """The client's side: starts the server when first asked."""
 
     def __init__(self) -> None:
-        self._environment = read_early(dict(os.environ))
+        self._environment: dict[str, str] | None = None  # of the server
         self._server: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> None:
+        """From now on, serve in this process's environment."""
+        self._environment = read_early(dict(os.environ))
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Whether a fork is as good as a new process."""
         return hasattr(os, "fork") and read_early(environment) == self._environment
 
-    def call(self, arguments: Sequence[str], *, cwd: Path, environment: dict[str, str]) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error of a console script of this environment."""
+    def ask(self, request: list[Any], streams: list[int]) -> None:
+        """Have a program run; what becomes of it is written to the last of ``streams``."""
         if self._server is None:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._socket.settimeout(TIMEOUT_SECONDS)
             with theirs:
                 self._server = subprocess.Popen(
                     [sys.executable, __file__, str(theirs.fileno())],
@@ -54,47 +57,92 @@ class Warm:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
-        request = json.dumps([list(arguments), str(cwd), environment]).encode()
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull) as nothing:
-            socket.send_fds(self._socket, [request], [nothing.fileno(), out.fileno(), err.fileno()])
-            try:
-                answer = self._socket.recv(100)
-            except TimeoutError:
-                self.close()
-                raise
-            out.seek(0), err.seek(0)
-            return int(answer), out.read(), err.read()
+        socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
 
     def close(self) -> None:
         """End the server, and what runs in it."""
         if self._server is not None:
             self._socket.close()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._server.pid, 9)
+                os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait()
             self._server = None
 
 
+WARM = Warm()
+
+
+class Fork(subprocess.Popen[str]):
+    """A console script of this environment, as a fork; to be used like any other process."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        _, _, _, _, cwd, env, _, _, _, in_read, in_write, out_read, out_write, err_read, err_write, *_ = others
+        streams = [own if given == -1 else given for own, given in enumerate((in_read, out_write, err_write))]
+        self._told, telling = os.pipe()
+        WARM.ask([list(args), str(cwd), dict(env)], [*streams, telling])
+        os.close(telling)
+        self._close_pipe_fds(in_read, in_write, out_read, out_write, err_read, err_write)  # type: ignore[attr-defined]
+        self.pid = self._next()
+        self._child_created = True
+
+    def _next(self) -> int:
+        line = b""
+        while not line.endswith(b"\n"):
+            if not (read := os.read(self._told, 1)):
+                raise ChildProcessError("the process that forks for programs is gone")
+            line += read
+        return int(line)
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        return self._wait(0)
+
+    def _wait(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
+            self.returncode = self._next()
+            os.close(self._told)
+        if self.returncode is None and timeout:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+
+def renew_streams() -> None:
+    """Objects for the standard streams as Python makes them at its start, by what they lead to."""
+    encoding = sys.stdout.encoding
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding=encoding, errors=sys.stdin.errors, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
+
+
 def serve(connection: socket.socket) -> list[str] | None:
-    """Fork for each request; returns twice: in each fork its arguments, and nothing once the client is gone."""
+    """Fork for each request; returns twice: in each program's process its arguments, and nothing at the end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait for programs
     while True:
-        request, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
+        request, streams, _, _ = socket.recv_fds(connection, 2**20, 4)
         if not request:
             return None
-        child = os.fork()
-        if not child:
-            arguments, cwd, environment = json.loads(request)
-            for number, stream in enumerate(streams):
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            connection.close()
+            *standard, telling = streams
+            program = os.fork()
+            if program:
+                for stream in (*range(3), *standard):  # or nobody would see that the program has closed them
+                    os.close(stream)
+                os.write(telling, f"{program}\n".encode())
+                os.write(telling, f"{os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])}\n".encode())
+                os._exit(0)
+            os.close(telling)
+            for number, stream in enumerate(standard):
                 os.dup2(stream, number)
                 os.close(stream)
-            connection.close()
+            renew_streams()
+            arguments, cwd, environment = json.loads(request)
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
             return list(arguments)
         for stream in streams:
             os.close(stream)
-        connection.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
 
 def main() -> None:

@@ -86,8 +86,8 @@ def only_run(folder: Path) -> Path:
     "program",
     [
         "resnet-train",
-        pytest.param((sys.executable, "-m", "resnet_train"), marks=pytest.mark.slow),
-        pytest.param((sys.executable, "-m", "resnet_train.train"), marks=pytest.mark.slow),
+        (sys.executable, "-m", "resnet_train"),
+        (sys.executable, "-m", "resnet_train.train"),
     ],
     ids=["console script", "python -m", "python -m, the module"],
 )

@@ -253,7 +253,7 @@ def test_a_network_that_does_not_fit_the_kernels_computes_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), pytest.param("bf16", 2**-8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 2**-8)])
 def test_fifty_steps_are_those_of_plain_kernels(compose: Callable[..., Config], precision: str, bound: float) -> None:
     """Against plain ones in float32: why these bounds, and what deeper networks do, says docs/performance.md."""
     config = compose("model=resnet20", "model.depth=8", "device=cpu")

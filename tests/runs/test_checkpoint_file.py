@@ -182,9 +182,7 @@ def test_a_small_file_cannot_ask_for_gigabytes(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["shape", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expanded", "billion laughs", "memo"))]
-)
+@pytest.mark.parametrize("name", ["shape", "expanded", "billion laughs", "memo"])
 def test_a_run_that_holds_one_is_refused_before_memory_is_taken(
     tmp_path: Path, name: str, seal: Callable[[bytes], bytes]
 ) -> None:

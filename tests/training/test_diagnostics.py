@@ -39,7 +39,7 @@ def of(tags: list[str], group: str) -> set[str]:
         ("kernels=plain",),
         ("kernels=auto", "accumulate=2", "clip_grad_norm=0.5", "ema_decay=0.9", "dataset.val_size=40"),
         ("kernels=auto", "model.preactivation=true", "model.dropout=0.5", "precision=bf16"),
-        pytest.param(("kernels=plain", "compile=true"), marks=pytest.mark.slow),
+        ("kernels=plain", "compile=true"),
     ],
     ids=lambda options: " ".join(options),
 )

@@ -28,19 +28,15 @@ AssertSame = Callable[[Any, Any], None]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "step", [pytest.param(7, marks=pytest.mark.slow), 9], ids=["end of an epoch", "middle of an epoch"]
-)
+@pytest.mark.parametrize("step", [7, 9], ids=["end of an epoch", "middle of an epoch"])
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("schedule=linear", "schedule.warmup=1"), marks=pytest.mark.slow),
+        ("schedule=linear", "schedule.warmup=1"),
         ("optim=adamw", "ema_decay=0.9", "clip_grad_norm=1", "label_smoothing=0.1"),
         ("dataset.augment.mixup=0.3", "dataset.augment.cutmix=1", "dataset.augment.cutout=4", "model.dropout=0.2"),
-        pytest.param(
-            ("accumulate=2", "dataset.val_size=40", "optim.decay_norm_and_bias=false"), marks=pytest.mark.slow
-        ),
-        pytest.param(("model.width=1", "kernels=plain"), marks=pytest.mark.slow),
+        ("accumulate=2", "dataset.val_size=40", "optim.decay_norm_and_bias=false"),
+        ("model.width=1", "kernels=plain"),
         ("model.width=1", "kernels=fused"),
         ("model.width=1", "kernels=fused", "precision=bf16", "model.shortcut=B"),
     ],

@@ -40,7 +40,7 @@ def resume(directory: Path, *overrides: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("absolute", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize(
     "name",
     ["config.yaml", "invocation.json", "summary.json", "metrics.csv", ".lock", "train.log", "checkpoints/last.pt"],
