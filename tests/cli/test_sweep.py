@@ -22,7 +22,7 @@ from resnet_train.runs.directory import read_invocation
 from resnet_train.runs.summary import read_summary
 from tests.conftest import TINY, Shell
 
-SWEEP = (*TINY, "-m", "epochs=null", "steps=300", "checkpoint.every=20steps", "checkpoint.keep=99", "sweep=seeds")
+SWEEP = (*TINY, "-m", "epochs=null", "steps=120", "checkpoint.every=20steps", "checkpoint.keep=99", "sweep=seeds")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_sweep_that_was_killed_comes_to_the_same(shell: Shell) -> None:
     )
     deadline = time.monotonic() + 120
     while (
-        len(list((shell.folder / "killed").rglob("checkpoints/step-00000100.pt"))) < 2 and time.monotonic() < deadline
+        len(list((shell.folder / "killed").rglob("checkpoints/step-00000060.pt"))) < 2 and time.monotonic() < deadline
     ):
         time.sleep(0.005)
     started.send_signal(signal.SIGKILL)
