@@ -25,10 +25,9 @@ POSIX_MODULES = (
     *("tests/runs/test_interrupt.py", "tests/runs/test_lock.py", "tests/training/test_session.py"),
     *("tests/commands/report/test_page.py", "tests/runs/test_other_projects.py", "tests/runs/test_tensorboard.py"),
 )
-# Of the data what opens, locks, replaces and walks through files.
-FILES_OF_DATA = ("download", "files", "folder_splits", "hash_split", "image_cache", "image_paths", "imagefolder")
 POSIX_TESTS = (
     "tests/runs/test_environment.py::test_the_machine",  # the peak of the memory is not known without resource
+    "tests/training/test_loop.py::test_a_run_leaves_everything_behind",  # the same
     "tests/runs/test_checkpoint_file.py::test_a_run_that_holds_one_is_refused_before_memory_is_taken",  # the same
 )
 
@@ -102,8 +101,8 @@ def test_a_killed_run_is_resumed_and_a_running_one_left_alone(shell: Shell) -> N
 
 
 @pytest.mark.thorough
-def test_the_fast_tests_of_runs_files_and_the_command_line() -> None:
-    rooms = ("tests/cli", "tests/runs", *(f"tests/data/test_{name}.py" for name in FILES_OF_DATA))
+def test_the_fast_tests_of_runs_data_and_the_command_line() -> None:
+    rooms = ("tests/cli", "tests/commands", "tests/data", "tests/runs", "tests/training/test_loop.py")
     left_out = [f"--ignore={path}" for path in POSIX_MODULES] + [f"--deselect={test}" for test in POSIX_TESTS]
     done = subprocess.run(
         [

@@ -42,7 +42,7 @@ class Warm:
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Whether a fork is as good as a new process."""
-        return hasattr(os, "fork") and read_early(environment) == self._environment
+        return sys.platform == "linux" and hasattr(os, "fork") and read_early(environment) == self._environment
 
     def ask(self, request: list[Any], streams: list[int]) -> None:
         """Have a program run; what becomes of it is written to the last of ``streams``."""
@@ -73,7 +73,10 @@ WARM = Warm()
 
 
 class Fork(subprocess.Popen[str]):
-    """A console script of this environment, as a fork; to be used like any other process."""
+    """A console script of this environment, as a fork; to be used like any other process.
+
+    By the methods with which Popen starts and waits. They are its own, and alike in Python 3.11, 3.12 and 3.13.
+    """
 
     def _execute_child(self, args: Any, *others: Any) -> None:
         _, _, _, _, cwd, env, _, _, _, in_read, in_write, out_read, out_write, err_read, err_write, *_ = others

@@ -86,7 +86,7 @@ def build_compile(choice: str, device: torch.device, *, kernels: str) -> tuple[b
     if device.type == "cpu":
         return False, "no faster on the processors it was measured on"
     if device.type == "cuda":
-        return False, "long to start; compile=true is faster than plain kernels"
+        return False, "only where asked for, though faster than plain kernels"
     return False, f"not measured yet on {device.type}"
 
 

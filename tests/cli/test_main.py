@@ -140,9 +140,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.thorough),
+        (signal.SIGUSR1, 75),
         pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.thorough),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.thorough),
+        (signal.SIGHUP, 129),
         (signal.SIGKILL, -9),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL"],

@@ -260,7 +260,7 @@ def test_a_second_opinion(small: Trained, exported: Files, tmp_path: Path) -> No
         assert np.abs(older - newer).max() < 1e-5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_all_test_images_of_cifar10(compose: Callable[..., Config], cifar10_root: Path, tmp_path: Path) -> None:
     """Not twenty of them: ten thousand."""
     overrides = ("experiment=quick", "epochs=null", "steps=50", "schedule.warmup=0", "eval_every=50 steps")

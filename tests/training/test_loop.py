@@ -316,7 +316,7 @@ def test_every_recipe_makes_two_steps(compose: Callable[..., Config], cifar10_ro
 @pytest.mark.parametrize(
     ("dataset", "first_above", "loss_below", "accuracy_above", "images"),
     [
-        pytest.param("cifar10", 1.7, 1.65, 0.4, 12_800, marks=pytest.mark.thorough),
+        ("cifar10", 1.7, 1.65, 0.4, 12_800),
         ("fashion_mnist", 1.0, 0.5, 0.8, 60_000),
     ],
     ids=["cifar10", "fashion_mnist"],
