@@ -49,7 +49,7 @@ def test_each_session_makes_a_step(tiny: Tiny, tmp_path: Path, assert_same: Call
 def test_a_process_saves_and_ends_with_75(shell: Shell, tiny: Tiny, assert_same: Callable[..., None]) -> None:
     """And is killed before its next checkpoint, and ends as if it had not been."""
     words = (*TINY, "epochs=null", "steps=160", "checkpoint.every=150steps", "log_every=10", "hydra.run.dir=cut")
-    code, out, err = shell.call(*words, "max_time=1 s")
+    code, out, err = shell.call(*words, "max_time=0.001 s")
     assert (code, err) == (75, "")
     assert "the time of max_time is up after 1 of 160 steps; everything is saved. Continue with: resnet-tr" in out
     started = shell.start("resume=cut", "max_time=1:00:00")
@@ -58,7 +58,7 @@ def test_a_process_saves_and_ends_with_75(shell: Shell, tiny: Tiny, assert_same:
         time.sleep(0.01)
     os.kill(started.pid, signal.SIGKILL)
     out, _ = started.communicate()
-    assert "changed for the rest of this run: max_time: saved 1 s, requested 1:00:00" in out
+    assert "changed for the rest of this run: max_time: saved 0.001 s, requested 1:00:00" in out
     assert shell.call(*words)[0] == 0
     run(tiny("epochs=null", "steps=160", "log_every=10"), directory=shell.folder / "straight")
     assert_same(
@@ -70,7 +70,7 @@ def test_a_process_saves_and_ends_with_75(shell: Shell, tiny: Tiny, assert_same:
 @pytest.mark.slow
 def test_a_sweep_ends_with_the_time_and_is_continued(shell: Shell) -> None:
     """The jobs share the process, and what limits it: each command makes one step here."""
-    words = (*TINY, "-m", "epochs=null", "steps=1", "seed=0,1", "sweep=limited", "max_time=1 s")
+    words = (*TINY, "-m", "epochs=null", "steps=1", "seed=0,1", "sweep=limited", "max_time=0.001 s")
     for code, status in (
         (75, ["interrupted"]),
         (75, ["finished", "interrupted"]),
