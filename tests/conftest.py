@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (order.get(item.path.name, len(order)), item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """Libraries and tests stay to the end: no collection looks through them again, nor those that runs ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +193,13 @@ class Shell:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = (*self.program(program), *arguments)
         options = {"env": self.environment()} | pipes | options
-        simple = isinstance(program, str) and options.keys() <= {"env", "stdin", "stdout", "stderr"}
+        simple = isinstance(program, str) and options.keys() <= {
+            "env",
+            "stdin",
+            "stdout",
+            "stderr",
+            "start_new_session",
+        }
         start = Fork if simple and WARM.serves(options["env"]) else subprocess.Popen
         return start(command, cwd=cwd or self.folder, text=True, **options)
 

@@ -83,9 +83,10 @@ class Fork(subprocess.Popen[str]):
 
     def _execute_child(self, args: Any, *others: Any) -> None:
         _, _, _, _, cwd, env, _, _, _, in_read, in_write, out_read, out_write, err_read, err_write, *_ = others
+        leads = others[-2]
         streams = [own if given == -1 else given for own, given in enumerate((in_read, out_write, err_write))]
         self._told, telling = os.pipe()
-        WARM.ask([list(args), str(cwd), dict(env)], [*streams, telling])
+        WARM.ask([list(args), str(cwd), dict(env), leads], [*streams, telling])
         os.close(telling)
         self._close_pipe_fds(in_read, in_write, out_read, out_write, err_read, err_write)  # type: ignore[attr-defined]
         self.pid = self._next()
@@ -142,7 +143,9 @@ def serve(connection: socket.socket) -> list[str] | None:
                 os.dup2(stream, number)
                 os.close(stream)
             renew_streams()
-            arguments, cwd, environment = json.loads(request)
+            arguments, cwd, environment, leads = json.loads(request)
+            if leads:
+                os.setsid()
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)

@@ -138,7 +138,7 @@ def test_a_signal_saves_the_jobs_that_run(
 
 @pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_ends_the_sweep(shell: Shell) -> None:
-    long_evaluation = ("epochs=null", "steps=3", "dataset.num_test=300000", "kernels=plain")
+    long_evaluation = ("epochs=null", "steps=3", "dataset.num_test=100000", "kernels=plain")
     started = shell.start(*TINY, *long_evaluation, "-m", "seed=0,1", "sweep=late")
     log, deadline = None, time.monotonic() + 120
     while (log is None or "directory" not in log.read_text()) and time.monotonic() < deadline:

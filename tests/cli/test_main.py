@@ -183,7 +183,7 @@ def test_a_stopped_run_is_resumed_to_the_same_end(
 def test_ctrl_c_leaves_no_traceback_from_the_start(shell: Shell, program: str) -> None:
     """From the moment that Python runs our code, which is not before it has started itself."""
     command = (sys.executable, *program.split()[1:]) if program.startswith("python") else shell.program(program)
-    for tenths in range(1, 16, 2):
+    for tenths in range(1, 16, 4):
         words = (*command, *TINY, *LONG, f"hydra.run.dir=run-{tenths}")
         started = subprocess.Popen(words, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(tenths / 10)

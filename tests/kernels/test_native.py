@@ -108,7 +108,7 @@ APPLE = """case "$*" in
 *-fopenmp*) echo "clang: error: unsupported option '-fopenmp'" >&2; exit 1;;
 *-march=native*) echo "clang: error: the clang compiler does not support '-march=native'" >&2; exit 1;;
 esac
-exec {compiler} -I {headers} "$@"
+exec {compiler} -I {headers} "$@" -O0
 """
 FUSED = """
 import sys, torch
@@ -165,7 +165,9 @@ def test_a_compiler_like_apples(compiler: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_does_not_compile_is_left_out_alone(compiler: str, tmp_path: Path, file: str, parts: str) -> None:
-    fails = f'case "$*" in *{file}*) echo "fatal error: no such instruction" >&2; exit 1;; esac\nexec {compiler} "$@"'
+    fails = (
+        f'case "$*" in *{file}*) echo "fatal error: no such instruction" >&2; exit 1;; esac\nexec {compiler} "$@" -O0'
+    )
     cxx = script(tmp_path / "cxx", fails)
     said = fused(tmp_path, cxx, name="auto", threads=1)
     reason = re.escape(f"{cxx} failed on {file}: fatal error: no such instruction")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -21,6 +22,7 @@ from resnet_train.runs.checkpoint import Checkpoints, read_checkpoint
 from resnet_train.runs.directory import is_run, read_config
 from resnet_train.runs.summary import read_summary
 from resnet_train.train import run
+from resnet_train.training.loop import at_rest
 from resnet_train.training.setup import build
 
 Tiny = Callable[..., Config]
@@ -267,6 +269,20 @@ def test_the_layout_changes_nothing_but_rounding(tiny: Tiny, tmp_path: Path, row
         losses.append([float(row["loss/train"]) for row in rows(tmp_path / choice)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)
+
+
+def test_the_collector_of_cycles_looks_at_new_objects_alone() -> None:
+    """While a run lasts; what the process has set apart itself stays so."""
+    gc.unfreeze()
+    try:
+        with at_rest():
+            assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
+    with at_rest():
+        pass
+    assert gc.get_freeze_count() > 1000
 
 
 @pytest.mark.slow

@@ -60,9 +60,9 @@ def test_metrics_that_cannot_be_written_are_not_fatal(shell: Shell) -> None:
 
     A longer run has every row again, since the checkpoint holds them.
     """
-    overrides = (*TINY, "epochs=null", "steps=1500", "log_every=1", "eval_every=500steps", "checkpoint.every=500steps")
-    started = shell.start(*overrides, "kernels=plain", "hydra.run.dir=run", preexec_fn=lambda: limit(300 * 1024))
-    shell.wait_for("run/checkpoints/step-00000500.pt", started)
+    overrides = (*TINY, "epochs=null", "steps=600", "log_every=1", "eval_every=200steps", "checkpoint.every=200steps")
+    started = shell.start(*overrides, "kernels=plain", "hydra.run.dir=run", preexec_fn=lambda: limit(150 * 1024))
+    shell.wait_for("run/checkpoints/step-00000200.pt", started)
     (shell.folder / "run/metrics.csv").unlink()
     (shell.folder / "run/metrics.csv").mkdir()
     out, err = started.communicate(timeout=120)
@@ -72,12 +72,12 @@ def test_metrics_that_cannot_be_written_are_not_fatal(shell: Shell) -> None:
     assert re.search(r"cannot write the row of step \d+ to .*/metrics.csv: \[Errno 21\] Is a directory", out)
     found = read_summary(shell.folder / "run")
     assert found is not None
-    assert (found.status, found.steps) == ("finished", 1500)
-    assert read_checkpoint(shell.folder / "run/checkpoints/last.pt")["state"]["step"] == 1500
+    assert (found.status, found.steps) == ("finished", 600)
+    assert read_checkpoint(shell.folder / "run/checkpoints/last.pt")["state"]["step"] == 600
     (shell.folder / "run/metrics.csv").rmdir()
-    assert shell.call("resume=run", "steps=1501")[0] == 0
+    assert shell.call("resume=run", "steps=601")[0] == 0
     table = (shell.folder / "run" / "metrics.csv").read_text().splitlines()
-    assert [int(line.partition(",")[0]) for line in table[1:]] == list(range(1, 1502))
+    assert [int(line.partition(",")[0]) for line in table[1:]] == list(range(1, 602))
 
 
 @pytest.mark.slow
