@@ -209,7 +209,7 @@ class Shell:
         return {**os.environ, "PATH": path, **changed}
 
     def program(self, program: tuple[str, ...] | str) -> tuple[str, ...]:
-        """A console script of the environment that runs the tests, or a command as it is."""
+        """A program beside the Python that runs the tests, or a command as it is."""
         return (str(Path(sys.executable).with_name(program)),) if isinstance(program, str) else program
 
     @staticmethod

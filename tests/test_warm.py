@@ -17,6 +17,9 @@ def test_a_fork_answers_as_a_new_process_does(shell: Shell) -> None:
     assert WARM.serves(shell.environment())
     for arguments in (["--help"], ["--cfg", "job"], ["optim.lr=quick"], ["--version"]):
         assert shell.call(*arguments) == shell.call(*arguments, program=FRESH)
+    code = "import os, sys; print(sys.argv, os.getcwd(), sys.path[0], __name__); sys.exit('the end')"
+    words = ("-c", code, "one", "-2")
+    assert shell.call(*words, program="python") == shell.call(*words, program=("env", "python"))
     code, _, err = shell.call("--cfg", "job", HYDRA_FULL_ERROR="1", cwd=shell.folder / "..")
     assert (code, err) == (0, "")
 

@@ -76,7 +76,7 @@ WARM = Warm()
 
 
 class Fork(subprocess.Popen[str]):
-    """A console script of this environment, as a fork; to be used like any other process.
+    """A console script of this environment, or ``python -c``, as a fork; to be used like any other process.
 
     By the methods with which Popen starts and waits. They are its own, and alike in Python 3.11, 3.12 and 3.13.
     """
@@ -154,6 +154,18 @@ def serve(connection: socket.socket) -> list[str] | None:
             os.close(stream)
 
 
+def program(arguments: list[str]) -> Any:
+    """What Python would run; returns what its process is to exit with."""
+    if Path(arguments[0]).name == "python":
+        assert arguments[1] == "-c", arguments
+        sys.path[0], sys.argv = "", arguments[1:2] + arguments[3:]
+        exec(compile(arguments[2], "<string>", "exec"), {"__name__": "__main__"})
+        return None
+    sys.path[0], sys.argv = str(Path(arguments[0]).parent), arguments
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name=Path(arguments[0]).name)
+    return script.load()()
+
+
 def leave(code: Any) -> None:
     """End as Python does, but for the libraries' objects, which it takes half a second to take apart."""
     threading._shutdown()  # type: ignore[attr-defined]
@@ -168,16 +180,13 @@ def leave(code: Any) -> None:
 
 def main() -> None:
     """The server, and then, in a fork, the program."""
-    sys.path[0] = str(Path(sys.executable).parent)  # as a console script has it
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()  # what is never looked through again stays one copy for all forks
     arguments = serve(socket.socket(fileno=int(sys.argv[1])))
     if arguments is not None:
-        sys.argv = arguments
-        (script,) = importlib.metadata.entry_points(group="console_scripts", name=Path(arguments[0]).name)
         try:
-            sys.exit(script.load()())
+            sys.exit(program(arguments))
         except SystemExit as ended:
             leave(ended.code)
 

@@ -61,11 +61,13 @@ SCHEMA: dict[str, type] = {
 
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema/...``, which the YAML files name first in their defaults."""
+    store = ConfigStore.instance()
+    if "schema" in store.repo and OmegaConf.has_resolver("medmnist_channels"):
+        return
     OmegaConf.register_new_resolver("job_id", job_id, replace=True)
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("each", each, replace=True)
     OmegaConf.register_new_resolver("medmnist_channels", medmnist_channels, replace=True)
-    store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     for path, node in SCHEMA.items():
         group, name = path.split("/")

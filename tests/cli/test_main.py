@@ -227,11 +227,9 @@ def test_nohup_keeps_a_run_from_hanging_up(shell: Shell) -> None:
 @pytest.mark.slow
 def test_a_limit_of_cpu_time(shell: Shell) -> None:
     """The system sends SIGXCPU, and again each second."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (12, 120))
-
-    started = shell.start(*TINY, *LONG, "steps=1000000", "log_every=500", "hydra.run.dir=run", preexec_fn=limit)
+    started = shell.start(*TINY, *LONG, "steps=1000000", "log_every=500", "hydra.run.dir=run")
+    shell.wait_for("run/checkpoints/step-00000050.pt", started)
+    resource.prlimit(started.pid, resource.RLIMIT_CPU, (1, 120))
     out, err = started.communicate(timeout=120)
     assert (started.returncode, err) == (152, "")
     assert "everything is saved. Continue with: " in out

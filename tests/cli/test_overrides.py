@@ -92,7 +92,7 @@ def test_a_path_of_windows_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@settings(deadline=None, database=None, max_examples=50)
+@settings(deadline=None, database=None, max_examples=20)
 @given(st.text(st.sampled_from("\\'\"${}, :=[]()ab\u00e9"), min_size=1, max_size=12))
 @example("C:\\Users\\me\\")
 def test_a_quoted_path_is_read_as_it_was(path: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from resnet_train.inference.check import Check
 from resnet_train.inference.export import Exported
 from resnet_train.inference.trained import Trained
 from resnet_train.runs.console import printable
+from tests.conftest import Shell
 
 Files = Callable[..., Exported]
 CHECK = Check(20, 1.5e-7)
@@ -111,9 +110,9 @@ def test_its_programs_run(kind: str, raw: bool, exported: Files, tmp_path: Path)
     assert len(programs) == (1 if kind == "safetensors" else 2)
     outputs = []
     for program in programs:
-        done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        outputs.append(done.stdout.strip())
+        code, out, err = Shell(folder).call("-c", program, program="python")
+        assert (code, err) == (0, "")
+        outputs.append(out.strip())
     assert outputs[0] == f"{expected.label} {expected.confidence}"
     assert outputs[1:] in ([], [expected.label], [str(expected.index)])
 

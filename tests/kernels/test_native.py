@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Shell
+
 ROOT = Path(__file__).parents[2]
 LOAD = """
 from resnet_train.kernels import native
@@ -26,16 +28,9 @@ except native.Unavailable as error:
 
 def load(cache: Path, **environment: str) -> str:
     """What a new process says that loads one of the files."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
-        cwd=ROOT,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.strip()
+    code, out, err = Shell(ROOT).call("-c", LOAD, program="python", XDG_CACHE_HOME=str(cache), **environment)
+    assert (code, err) == (0, "")
+    return out.strip()
 
 
 def script(path: Path, text: str) -> Path:
@@ -129,11 +124,10 @@ print(backend.name, backend.reason, (model(images) - expected).abs().max().item(
 
 def fused(cache: Path, cxx: Path, *, name: str, threads: int) -> str:
     """The choice of a new process with that compiler, its reason, and whether the network computes the same."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "CXX": str(cxx)}
-    words = [sys.executable, "-c", FUSED, name, str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.strip()
+    words = ("-c", FUSED, name, str(threads))
+    code, out, err = Shell(ROOT).call(*words, program="python", XDG_CACHE_HOME=str(cache), CXX=str(cxx))
+    assert (code, err) == (0, "")
+    return out.strip()
 
 
 @pytest.mark.slow

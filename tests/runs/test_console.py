@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,9 +125,7 @@ print(len(logging.getLogger().handlers), "handlers")
 def test_a_notebook_shows_the_progress_of_a_run(setup: str, lines: int, shell: Shell) -> None:
     (shell.folder / "IPython.py").write_text(IPYTHON)
     cell = CELL.replace("import IPython\n", f"import IPython\n{setup}\n")
-    path = os.pathsep.join([str(shell.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    program = (sys.executable, "-c", cell)
-    code, out, err = shell.call(*TINY, "epochs=null", "steps=200", program=program, PYTHONPATH=path)
+    code, out, err = shell.call("-c", cell, *TINY, "epochs=null", "steps=200", program="python")
     assert code == 0, err
     assert out.count("model      resnet8: ") == out.count("epoch 1/") == out.count("step 200, ") == lines
     assert ("/200, " in out) == (setup != "del sys.modules['IPython']")
