@@ -137,7 +137,7 @@ def evaluation_plan(config: Config, *, device: str, precision: str) -> Plan:
     found = build_device(device)
     if found.type != "cuda" and precision in ("fp16", "tf32"):
         precision = "fp32"
-    if found.type == "cpu" and precision == "bf16" and not cpu.multiplies_bf16():
+    if found.type == "cpu" and precision == "bf16" and not cpu.has_bf16():
         precision = "fp32"
     asked = "plain" if config.compile == "true" else config.kernels  # a compiled run evaluates plainly
     graph = "false" if config.graph == "false" else "auto"  # on CUDA the kernels go by it

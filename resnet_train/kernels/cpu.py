@@ -10,8 +10,10 @@ In float32 they agree with PyTorch's to rounding. In bfloat16 they round once wh
 from __future__ import annotations
 
 import ctypes
+import platform
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,10 +73,32 @@ def prepare(precision: str, *, by_name: bool) -> Parts:
 
 
 @cache
-def multiplies_bf16() -> bool:
+def has_amx() -> bool:
+    """Whether the processor has AMX, Intel's tiles for matrix multiplications."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
+@cache
+def has_bf16() -> bool:
     """Whether the processor has instructions for bf16 matrix multiplications (AVX512-BF16 or AMX)."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+    return has_amx() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies matrices faster in bf16 than in fp32: by AMX, or by AVX512-BF16 of AMD.
+
+    AVX512-BF16 of Intel, where a virtual machine hides AMX, reached half the speed of fp32 (docs/performance.md).
+    """
+    return has_amx() or (has_bf16() and not _is_intel())
+
+
+def _is_intel() -> bool:
+    try:
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        said = platform.processor()
+    return "GenuineIntel" in said
 
 
 class Conv2d(nn.Conv2d):
@@ -82,7 +106,7 @@ class Conv2d(nn.Conv2d):
 
     By Winograd's algorithm, forward and backward (``csrc/winograd.cpp``), where 4x4 tiles cover the image without much
     left over: values are float32, or bfloat16 under autocast, all computation is float32. Where the processor
-    multiplies bfloat16 and autocast asks for it, PyTorch's own convolutions are taken.
+    multiplies bfloat16 faster and autocast asks for it, PyTorch's own convolutions are taken.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +116,7 @@ class Conv2d(nn.Conv2d):
             multiplied = dtype == torch.bfloat16 and multiplies_bf16()
             if not multiplied and dtype in _NAMES and x.dtype in _NAMES:
                 return _Winograd.apply(x.to(dtype), self.weight)  # type: ignore[no-any-return]
-        if self._would_be_emulated(x):
+        if self._is_slower_in_bf16(x):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float()).to(torch.bfloat16)
         return super().forward(x)
@@ -110,8 +134,8 @@ class Conv2d(nn.Conv2d):
             and x.device.type == "cpu"
         )
 
-    def _would_be_emulated(self, x: Tensor) -> bool:
-        """Whether PyTorch would convolve in bfloat16 without instructions for it: many times slower than float32."""
+    def _is_slower_in_bf16(self, x: Tensor) -> bool:
+        """Whether PyTorch would convolve in bfloat16 though float32 is faster: many times, without instructions."""
         return (
             x.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")

@@ -12,6 +12,8 @@ from resnet_train.kernels import cpu, native
 from resnet_train.kernels.choose import Backend, choose_backend
 from resnet_train.training.cuda_device import check_bf16, check_card, cuda_is_available, precision_of, why_no_cuda
 
+NO_GAIN = "this processor multiplies bf16 no faster than fp32 (no AMX, no AVX512-BF16 of AMD)"
+
 
 def build_device(name: str) -> torch.device:
     """The device that ``auto`` or a name means; raises `ConfigError` where this machine lacks it."""
@@ -45,16 +47,15 @@ def build_precision(name: str, device: torch.device) -> tuple[str, str]:
     if name == "bf16" and device.type == "cuda":
         check_bf16(torch.cuda.get_device_capability(device))
     if name != "auto":
-        emulated = name == "bf16" and device.type == "cpu" and not cpu.multiplies_bf16()
-        return name, "asked for" + (
-            ", though this processor has no bf16 matrix multiplications (AVX512-BF16 or AMX)" * emulated
-        )
+        slower = name == "bf16" and device.type == "cpu" and not cpu.multiplies_bf16()
+        return name, "asked for" + f", though {NO_GAIN}" * slower
     if device.type == "cuda":
         return precision_of(torch.cuda.get_device_capability(device))
     if device.type == "cpu":
         if cpu.multiplies_bf16():
-            return "bf16", "this processor multiplies it faster than fp32 (AVX512-BF16 or AMX)"
-        return "fp32", "this processor has no bf16 matrix multiplications (AVX512-BF16 or AMX)"
+            by = "AMX" if cpu.has_amx() else "AVX512-BF16"
+            return "bf16", f"this processor multiplies it faster than fp32 ({by})"
+        return "fp32", NO_GAIN
     return "fp32", f"not measured yet on {device.type}"
 
 

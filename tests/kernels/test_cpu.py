@@ -210,7 +210,7 @@ IMAGES = [
     (40, 16, 16, 32, 32),
     (6, 192, 192, 6, 10),
 ]
-HAS_BF16 = cpu.multiplies_bf16()
+MULTIPLIES_BF16 = cpu.multiplies_bf16()
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -282,7 +282,7 @@ def test_the_processors_own_products_are_taken_in_bfloat16_where_it_has_them(dty
     layer = cpu.Conv2d(32, 16, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     x = drawn(4, 32, 8, 8, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        if dtype == torch.bfloat16 and HAS_BF16:
+        if dtype == torch.bfloat16 and MULTIPLIES_BF16:
             expected = nn.functional.conv2d(x, layer.weight, padding=1)
         else:
             expected = cpu._Winograd.apply(x, layer.weight)
